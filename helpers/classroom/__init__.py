@@ -1,0 +1,1 @@
+"""What the lessons share: checks of answers, panels, figures, the room check, stored outputs."""
