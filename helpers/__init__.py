@@ -1,0 +1,1 @@
+"""Many Hands: helpers for a course on training large models on many machines."""

@@ -1,0 +1,142 @@
+"""Panels: widgets that drive real workers, each with a static picture beside it.
+
+Panels are built of sliders, buttons and HTML only. An Output widget would swallow what is printed,
+and a notebook with one cannot be compared strictly.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+from helpers.classroom.plots import plot_speedup, png
+from helpers.classroom.timeline import LivePicture
+
+
+def display_panel(widget, picture: bytes, alt: str) -> None:
+    """Display a widget, and a picture of it for places where no kernel runs.
+
+    Parameters
+    ----------
+    widget : ipywidgets.Widget
+    picture : bytes
+        PNG. A stored notebook, GitHub and print show it in place of the widget.
+    alt : str
+        What the panel shows and does, for those who cannot see it.
+    """
+    views = dict(widget._repr_mimebundle_())
+    views["image/png"] = base64.b64encode(picture).decode()
+    views["text/plain"] = alt
+    display(views, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def picture_html(picture: bytes, alt: str) -> str:
+    """An HTML image of a PNG, with its text."""
+    data = base64.b64encode(picture).decode()
+    return (
+        f'<img style="max-width:100%" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    )
+
+
+class WorkerPanel:
+    """A slider that changes the number of workers, and what a job gains from it.
+
+    Moving the slider starts or stops real workers, runs the job once and adds the measured
+    speed-up to the figure, beside the prediction.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+    job : callable
+        ``job(client)`` runs the job once and returns its seconds.
+    predicted : dict of int to float
+        Seconds predicted, by number of workers.
+    measured : dict of int to float
+        Seconds measured so far; the panel adds to it.
+    most : int
+        Right end of the slider.
+    cores : int, optional
+        Cores of this machine, for the figure's grey ground.
+    """
+
+    def __init__(self, cluster, job, predicted, measured, most, cores=None):
+        self.cluster, self.job, self.cores = cluster, job, cores
+        self.predicted, self.measured = predicted, measured
+        self.live = LivePicture(cluster)
+        self.slider = widgets.IntSlider(
+            value=cluster.n_workers,
+            min=1,
+            max=max(most, cluster.n_workers),
+            description="Workers",
+            continuous_update=False,
+        )
+        self.again = widgets.Button(description="Run the job again")
+        self.status = widgets.HTML()
+        self.figure = widgets.HTML()
+        self._say(f"{self._running()}.")
+        self._draw()
+        self.slider.observe(self._moved, names="value")
+        self.again.on_click(lambda _: self._guarded(self._measure))
+        top = widgets.HBox([self.slider, self.again, self.status])
+        self.widget = widgets.VBox([top, self.live.widget, self.figure])
+
+    def display(self) -> None:
+        """Show the panel, with a static picture beside it."""
+        display_panel(self.widget, self._png, self.alt)
+
+    def stop(self) -> None:
+        """End the live picture. The panel stays as a picture."""
+        self.live.stop()
+        self.slider.disabled = self.again.disabled = True
+
+    @property
+    def alt(self) -> str:
+        """What the panel is, in words."""
+        return (
+            "A panel with a slider for the number of workers, a live picture of what each worker "
+            "is doing, and a figure of the speed-up, measured and predicted, by number of workers."
+        )
+
+    def _running(self) -> str:
+        number = self.cluster.n_workers
+        return f"{number} worker{'s' * (number != 1)}"
+
+    def _say(self, sentence: str) -> None:
+        self.status.value = f'<span role="status">{html.escape(sentence)}</span>'
+
+    def _draw(self) -> None:
+        figure = plt.figure(figsize=(6, 3.4))
+        plot_speedup(self.measured, self.predicted, self.cores, figure.subplots())
+        figure.axes[0].set_title("One job on more workers")
+        self._png = png(figure)
+        plt.close(figure)
+        self.figure.value = picture_html(self._png, "Speed-up by number of workers.")
+
+    def _moved(self, change) -> None:
+        self._guarded(lambda: self._scale(change["new"]))
+
+    def _scale(self, workers: int) -> None:
+        self._say(f"changing to {workers} …")
+        self.cluster.scale(workers)
+        self._measure()
+
+    def _measure(self) -> None:
+        self._say(f"{self._running()}: the job runs …")
+        seconds = self.job(self.cluster.client)
+        self.measured[self.cluster.n_workers] = seconds
+        self._draw()
+        self._say(f"{self._running()}: {seconds:.2f} s.")
+
+    def _guarded(self, act) -> None:
+        """Run one action; a failure becomes a sentence in the panel, and the panel lives on."""
+        self.slider.disabled = self.again.disabled = True
+        try:
+            act()
+        except Exception as error:
+            self._say(f"That did not work: {error}")
+        finally:
+            self.slider.disabled = self.again.disabled = False

@@ -1,0 +1,214 @@
+"""Timelines: what each worker did and when, as a figure and as a live picture in the notebook.
+
+The live picture travels over the notebook's own connection. It needs no further port, so it also
+works where proxies hide Dask's dashboard.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+
+import matplotlib.pyplot as plt
+
+from helpers.classroom.plots import COLOURS, HATCHES
+from helpers.engine.events import Event, events_from_tasks
+
+WINDOW_SECONDS = 10.0
+REFRESH_SECONDS = 0.3
+
+
+def _styles(events) -> dict[str, tuple[str, str]]:
+    """A colour and a hatch for each operation, in order of first appearance."""
+    names = list(dict.fromkeys(event.operation for event in events))
+    palette = [c for name, c in COLOURS.items() if name not in ("black", "yellow")]
+    return {
+        name: (palette[i % len(palette)], HATCHES[(i // len(palette) + i) % len(HATCHES)])
+        for i, name in enumerate(names)
+    }
+
+
+def draw_schedule(events, ranks: int | None = None, ax=None):
+    """Draw what each rank did: one row a rank, time to the right.
+
+    Parameters
+    ----------
+    events : list of Event
+        Measured or simulated.
+    ranks : int, optional
+        Number of rows; default: as many as there are ranks among the events.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Its title is free: say there whether the events are measured or simulated.
+
+    Examples
+    --------
+    >>> ax = draw_schedule([Event(0, "fit", 0.0, 1.0), Event(1, "fit", 0.2, 1.1)])
+    >>> ax.get_xlabel()
+    'time (s)'
+    """
+    ranks = ranks or max((event.rank for event in events), default=0) + 1
+    ax = ax or plt.figure(figsize=(7, 0.8 + 0.45 * ranks)).subplots()
+    for name, (colour, hatch) in _styles(events).items():
+        first = True
+        for event in (e for e in events if e.operation == name):
+            ax.barh(
+                event.rank,
+                event.length,
+                left=event.start,
+                height=0.7,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                label=name if first else None,
+            )
+            first = False
+    ax.set(xlabel="time (s)", yticks=range(ranks), ylim=(ranks - 0.5, -0.5))
+    ax.set_yticklabels([f"worker {rank}" for rank in range(ranks)])
+    if events:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, borderaxespad=0)
+    return ax
+
+
+def timeline_svg(events, ranks: int, busy=(), end: float | None = None) -> str:
+    """The same picture as `draw_schedule`, as SVG text that is cheap enough to renew often.
+
+    Parameters
+    ----------
+    events : list of Event
+    ranks : int
+        Number of rows.
+    busy : iterable of int
+        Ranks that are at work at time `end`: the open end of their row is drawn hatched.
+    end : float, optional
+        Right edge (s); default: the end of the last event. The picture shows the
+        `WINDOW_SECONDS` before it.
+    """
+    stops = {rank: 0.0 for rank in range(ranks)}
+    for event in events:
+        stops[event.rank] = max(stops.get(event.rank, 0.0), event.stop)
+    end = max(stops.values(), default=0.0) if end is None else end
+    begin = max(0.0, end - WINDOW_SECONDS)
+    left, width, row = 70, 560, 24
+    scale = width / WINDOW_SECONDS
+
+    def bar(rank, start, stop, fill, title):
+        x, w = max(start, begin), min(stop, end) - max(start, begin)
+        if w <= 0:
+            return ""
+        return (
+            f'<rect x="{left + (x - begin) * scale:.1f}" y="{rank * row + 3}" '
+            f'width="{max(w * scale, 1):.1f}" height="{row - 6}" fill="{fill}" '
+            f'stroke="white"><title>{html.escape(title)}</title></rect>'
+        )
+
+    colours = {name: style[0] for name, style in _styles(events).items()}
+    parts = [
+        f'<text x="0" y="{rank * row + 16}" font-size="12" fill="currentColor">worker {rank}</text>'
+        f'<line x1="{left}" x2="{left + width}" y1="{(rank + 1) * row}" y2="{(rank + 1) * row}" '
+        'stroke="#ccc"/>'
+        for rank in range(ranks)
+    ]
+    parts += [
+        bar(e.rank, e.start, e.stop, colours[e.operation], f"{e.operation}: {e.length:.2f} s")
+        for e in events
+        if e.rank < ranks
+    ]
+    parts += [bar(rank, stops[rank], end, "url(#busy)", "running now") for rank in busy]
+    height = ranks * row + 22
+    words = ", ".join(f"worker {rank} {'works' if rank in busy else 'waits'}" for rank in stops)
+    return (
+        f'<svg viewBox="0 0 {left + width + 10} {height}" width="100%" '
+        f'style="max-width:{left + width + 10}px" role="img" aria-label="{words}">'
+        '<defs><pattern id="busy" width="6" height="6" patternUnits="userSpaceOnUse" '
+        'patternTransform="rotate(45)"><rect width="3" height="6" fill="#E69F00"/></pattern></defs>'
+        f"{''.join(parts)}"
+        f'<text x="{left}" y="{height - 6}" font-size="11" fill="currentColor">{begin:.0f} s</text>'
+        f'<text x="{left + width}" y="{height - 6}" font-size="11" text-anchor="end" '
+        f'fill="currentColor">{begin + WINDOW_SECONDS:.0f} s</text></svg>'
+    )
+
+
+class Recorder:
+    """Records the tasks that the workers of a cluster run.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+
+    Examples
+    --------
+    >>> with Recorder(cluster) as recorder:  # doctest: +SKIP
+    ...     cluster.client.map(fit, months)
+    >>> draw_schedule(recorder.events)  # doctest: +SKIP
+    """
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.events: list[Event] = []
+
+    def __enter__(self):
+        self.cluster.client.get_task_stream()  # the scheduler records from the first call on
+        self._begin = time.time()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.events = self.read()
+
+    def read(self) -> list[Event]:
+        """Events since the start of the recording, times in seconds since then."""
+        records = self.cluster.client.get_task_stream(start=self._begin)
+        return events_from_tasks(records, self.cluster.workers, origin=self._begin)
+
+
+class LivePicture:
+    """A widget that shows what each worker is doing, renewed while cells run.
+
+    A thread of its own asks the scheduler and writes the picture; it ends with `stop`, with the
+    cluster, or with the kernel.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+
+    Attributes
+    ----------
+    widget : ipywidgets.HTML
+        Display it where the picture should stand.
+    """
+
+    def __init__(self, cluster):
+        import ipywidgets
+
+        self.widget = ipywidgets.HTML()
+        self._recorder = Recorder(cluster).__enter__()
+        self._ended = threading.Event()
+        self.refresh()
+        self._thread = threading.Thread(target=self._renew, name="live picture", daemon=True)
+        self._thread.start()
+
+    def refresh(self) -> None:
+        """Draw the picture of this moment."""
+        cluster = self._recorder.cluster
+        workers = cluster.workers
+        tasks = cluster.client.processing(workers)
+        busy = [rank for rank, address in enumerate(workers) if tasks.get(address)]
+        now = time.time() - self._recorder._begin
+        self.widget.value = timeline_svg(self._recorder.read(), len(workers), busy, now)
+
+    def stop(self) -> None:
+        """End the thread; the last picture stays."""
+        self._ended.set()
+        self._thread.join(timeout=5)
+
+    def _renew(self):
+        while not self._ended.wait(REFRESH_SECONDS):
+            try:
+                self.refresh()
+            except Exception:  # the cluster was closed or is being changed in this moment
+                if not self._recorder.cluster._finalizer.alive:
+                    return
