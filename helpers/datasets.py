@@ -1,0 +1,513 @@
+"""The flights that left New York in 2013, cut by month, by origin airport and by airline.
+
+`load_flights`, `load_weather`, `load_airlines` and `load_airports` give the data as it is;
+`load_table` gives numbers that are ready for a model. The files lie in the folder ``data`` beside
+this package, where ``README.md`` explains every column. The checksum of a file is verified
+whenever it is read. Nothing is ever downloaded.
+
+Every function may be called in a notebook and on a Dask worker alike, and gives the same rows in
+the same order on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from io import BytesIO
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MONTHS = tuple(range(1, 13))
+ORIGINS = ("EWR", "JFK", "LGA")
+AIRLINES = tuple("9E AA AS B6 DL EV F9 FL HA MQ OO UA US VX WN YV".split())
+TASKS = ("arrival delay at take-off", "arrival delay before departure", "late")
+FILES = (
+    "airlines.parquet",
+    "airports.parquet",
+    *(f"{kind}/2013-{month:02d}.parquet" for kind in ("flights", "weather") for month in MONTHS),
+)
+
+_HELP = "bring it back with `git checkout -- data`, or make it again with `python data/make.py`"
+
+
+class DataError(RuntimeError):
+    """A data file is missing or is not the one that was published."""
+
+
+# --- files and checksums -------------------------------------------------------------------------
+
+
+def data_folder() -> Path:
+    """The folder of the data files: ``data``, beside the package ``helpers``."""
+    return Path(__file__).resolve().parent.parent / "data"
+
+
+def verify() -> list[str]:
+    """Check every data file against its checksum.
+
+    Returns
+    -------
+    list of str
+        One sentence for each problem; empty when all is well.
+
+    Examples
+    --------
+    >>> verify()
+    []
+    """
+    problems = []
+    for name in FILES:
+        try:
+            _read_verified(data_folder(), name)
+        except DataError as error:
+            problems.append(str(error))
+    # When the list of checksums itself is gone, every file says the same: say it once.
+    return list(dict.fromkeys(problems))
+
+
+def _read_bytes(folder: Path, name: str) -> bytes:
+    """The bytes of one file of the data folder."""
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"The data file data/{name} is missing: {_HELP}.") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"The data file data/{name} cannot be read ({reason}): {_HELP}.") from None
+
+
+def _read_verified(folder: Path, name: str) -> bytes:
+    """The bytes of one data file, which are known to be the published ones."""
+    listed = _read_bytes(folder, "SHA256SUMS").decode("utf-8", "replace").split()
+    checksum = dict(zip(listed[1::2], listed[0::2], strict=False)).get(name)
+    if checksum is None:
+        raise DataError(f"The list data/SHA256SUMS has no checksum for {name}: {_HELP}.")
+    content = _read_bytes(folder, name)
+    if hashlib.sha256(content).hexdigest() != checksum:
+        # A whole Parquet file ends with these four letters.
+        what = "was altered" if content.endswith(b"PAR1") else "is not complete"
+        raise DataError(f"The data file data/{name} {what} (wrong checksum): {_HELP}.")
+    return content
+
+
+@lru_cache(maxsize=len(FILES))
+def _read_frame(folder: Path, name: str) -> pd.DataFrame:
+    """One file as a DataFrame with narrow types. It is shared: never change it, never return it.
+
+    All files together take about 40 MB of memory.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    content = BytesIO(_read_verified(folder, name))
+    # No threads: a worker has one core, and loading must not use those of its neighbours.
+    frame = pq.read_table(content, use_threads=False).to_pandas(use_threads=False)
+    for column, labels in {"origin": ORIGINS, "carrier": AIRLINES}.items():
+        if isinstance(frame.get(column, pd.Series()).dtype, pd.CategoricalDtype):
+            # Every part gets the same categories, so that parts can be put together.
+            frame[column] = frame[column].cat.set_categories(labels)
+    return frame
+
+
+# --- the data as it is ---------------------------------------------------------------------------
+
+
+def load_flights(month=None, origin=None, airline=None) -> pd.DataFrame:
+    """The flights, one row each: all 336,776, or a part.
+
+    Parameters
+    ----------
+    month : int or sequence of int, optional
+        Months of the scheduled departure, 1 to 12. All when not given.
+    origin : str or sequence of str, optional
+        Airports of departure: ``"EWR"``, ``"JFK"``, ``"LGA"``. All when not given.
+    airline : str or sequence of str, optional
+        Codes of airlines, such as ``"UA"``; `load_airlines` lists them. All when not given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        18 columns, explained in ``data/README.md``. Rows are in the order of month, day,
+        scheduled departure, airline and flight number, whatever order is asked for. The frame is
+        the caller's own and may be changed.
+
+    Raises
+    ------
+    ValueError
+        When there is no such month, origin or airline.
+    DataError
+        When a data file is missing or altered.
+
+    Examples
+    --------
+    >>> len(load_flights(month=1, origin="JFK"))
+    9161
+    """
+    return _load_months("flights", month, origin, airline)
+
+
+def load_weather(month=None, origin=None) -> pd.DataFrame:
+    """The weather at the three airports of departure, one row for each hour and airport.
+
+    Parameters
+    ----------
+    month, origin
+        As in `load_flights`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        15 columns, explained in ``data/README.md``, in the order of month, day, hour and origin.
+
+    Raises
+    ------
+    ValueError, DataError
+        As in `load_flights`.
+
+    Examples
+    --------
+    >>> load_weather(month=7, origin="LGA")["temp"].max()
+    np.float64(98.96)
+    """
+    return _load_months("weather", month, origin, None)
+
+
+def load_airlines() -> pd.DataFrame:
+    """The 16 airlines: ``carrier`` (the code) and ``name``.
+
+    Examples
+    --------
+    >>> load_airlines().set_index("carrier").loc["UA", "name"]
+    'United Air Lines Inc.'
+    """
+    return _read_frame(data_folder(), "airlines.parquet").copy()
+
+
+def load_airports() -> pd.DataFrame:
+    """1,458 airports of the United States, with their place; ``data/README.md`` has the columns.
+
+    Examples
+    --------
+    >>> load_airports().set_index("faa").loc["JFK", "alt"]
+    np.int64(13)
+    """
+    return _wide(_read_frame(data_folder(), "airports.parquet"))
+
+
+def _chosen(what: str, value, valid: Sequence) -> tuple:
+    """The values asked for, each once and in the order of `valid`; all of them for None."""
+    if value is None:
+        return tuple(valid)
+    single = isinstance(value, (str, Integral)) or not isinstance(value, Iterable)
+    values = [value] if single else list(value)
+    kind = str if isinstance(valid[0], str) else Integral
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, kind) or v not in valid]
+    if wrong or not values:
+        names = "a number from 1 to 12" if kind is Integral else f"one of {', '.join(valid)}"
+        given = repr(wrong[0]) if wrong else "an empty list"
+        raise ValueError(f"{what} must be {names}, or several of them in a list, not {given}.")
+    return tuple(v for v in valid if v in values)
+
+
+def _part(frame: pd.DataFrame, column: str, chosen: tuple, valid: tuple) -> pd.DataFrame:
+    """The rows whose `column` is one of the chosen values."""
+    return frame if chosen == valid else frame[frame[column].isin(chosen)]
+
+
+def _wide(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy with 64-bit integers, so that no product of two columns overflows."""
+    narrow = frame.select_dtypes("int16").columns
+    return frame.astype(dict.fromkeys(narrow, "int64"))
+
+
+def _load_months(kind: str, month, origin, airline) -> pd.DataFrame:
+    """The rows of one kind of file, as the caller's own frame."""
+    import pandas as pd
+
+    months = _chosen("month", month, MONTHS)
+    origins = _chosen("origin", origin, ORIGINS)
+    airlines = _chosen("airline", airline, AIRLINES)
+    folder, parts = data_folder(), []
+    for number in months:
+        part = _read_frame(folder, f"{kind}/2013-{number:02d}.parquet")
+        part = _part(part, "origin", origins, ORIGINS)
+        parts.append(part if airline is None else _part(part, "carrier", airlines, AIRLINES))
+    return _wide(pd.concat(parts, ignore_index=True))
+
+
+# --- numbers for a model -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """Flights as numbers: what a model may know of each, and what it must foretell.
+
+    Attributes
+    ----------
+    X : numpy.ndarray, shape (n, d), float64, C order
+        One row a flight, one column a feature, all on a similar scale.
+    y : numpy.ndarray, shape (n,), float64
+        The target: minutes of delay on arrival, or 1 for late and 0 for not late.
+    names : list of str
+        The names of the d columns of `X`.
+    day : numpy.ndarray, shape (n,), int64
+        The day of the year of the scheduled departure, 1 to 365.
+    origin, airline : numpy.ndarray, shape (n,), str
+        The airport of departure and the code of the airline.
+    month : numpy.ndarray, shape (n,), int64
+        The month, 1 to 12.
+
+    Examples
+    --------
+    >>> table = load_table("late", month=1)
+    >>> table
+    Table of 26,398 flights with 36 features
+    >>> len(table.select(table.origin == "JFK"))
+    9031
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    names: list[str]
+    day: np.ndarray
+    origin: np.ndarray
+    airline: np.ndarray
+    month: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        return f"Table of {len(self):,} flights with {len(self.names)} features"
+
+    @property
+    def train(self) -> Table:
+        """A copy of the rows to learn from: four days of five."""
+        return self.select(self.day % 5 != 0)
+
+    @property
+    def test(self) -> Table:
+        """A copy of the rows to be tested on: every fifth day of the year, as whole days.
+
+        Flights of the same hour share weather and queues. A model that has seen some of them in
+        training would look better on the others than it is; so days are not divided.
+        """
+        return self.select(self.day % 5 == 0)
+
+    def select(self, mask) -> Table:
+        """A copy of some rows.
+
+        Parameters
+        ----------
+        mask : array of bool, shape (n,), or of int
+            True for each row wanted, or the numbers of the rows.
+
+        Raises
+        ------
+        ValueError
+            When a mask has another length than the table, or holds neither bool nor int.
+        """
+        mask = np.asarray(mask)
+        if mask.dtype == bool and mask.shape != (len(self),):
+            message = f"The mask has shape {mask.shape}; one value is needed for each of the rows"
+            raise ValueError(f"{message}, so shape ({len(self)},).")
+        if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
+            raise ValueError(f"A mask must hold bool or row numbers, not {mask.dtype}.")
+        labels = (self.day, self.origin, self.airline, self.month)
+        return Table(self.X[mask], self.y[mask], list(self.names), *(v[mask] for v in labels))
+
+    def sample(self, n: int, seed: int) -> Table:
+        """A copy of `n` different rows, drawn at random, in random order.
+
+        The same seed gives the same rows on every machine; a smaller sample is the beginning of a
+        larger one.
+
+        Raises
+        ------
+        ValueError
+            When `n` is not a whole number from 1 to the number of rows.
+        """
+        if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= len(self):
+            raise ValueError(f"A sample has 1 to {len(self)} rows of this table, not {n!r}.")
+        return self.select(np.random.default_rng(seed).permutation(len(self))[:n])
+
+
+# Weather: column in the files, name as a feature, value taken when unknown, centre, scale. The
+# scale is about one standard deviation of the year. The numbers are fixed: were they computed from
+# the rows at hand, a part would get other numbers than the whole.
+_WEATHER = (
+    ("temp", "temperature", 55.0, 55.0, 18.0),
+    ("dewp", "dew point", 41.0, 41.0, 19.0),
+    ("humid", "humidity", 60.0, 60.0, 20.0),
+    ("wind_speed", "wind speed", 10.0, 10.0, 6.0),
+    ("precip", "precipitation", 0.0, 0.0, 1.0),
+    ("pressure", "pressure", 1018.0, 1018.0, 7.5),
+    ("visib", "visibility", 10.0, 10.0, 2.0),
+)
+# One category of each kind is left out (Monday, 9E, EWR): with all of them the columns of a kind
+# would add up to 1, which is the constant column of a line's intercept once more.
+_WEEKDAYS = ("Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_FEATURES = (
+    "day of year (sine)",
+    "day of year (cosine)",
+    *_WEEKDAYS,
+    "scheduled hour",
+    "scheduled minute",
+    "distance",
+    *(f"airline {code}" for code in AIRLINES[1:]),
+    *(f"origin {code}" for code in ORIGINS[1:]),
+    *(name for _, name, *_ in _WEATHER),
+    "pressure unknown",
+)
+
+
+def load_table(task: str, month=None, origin=None, airline=None) -> Table:
+    """Features and target of the flights that arrived (327,346 in all), ready for a model.
+
+    Only what is known when the forecast is made is among the features. The weather is that of the
+    scheduled hour at the airport of departure; it stands in for a weather forecast.
+
+    Parameters
+    ----------
+    task : str
+        ``"arrival delay at take-off"``: minutes of delay on arrival, when the departure delay is
+        known. ``"arrival delay before departure"``: the same, when it is not known yet.
+        ``"late"``: 1 for a flight that arrives more than 15 minutes late, else 0; the departure
+        delay is not known.
+    month, origin, airline
+        The part wanted, as in `load_flights`.
+
+    Returns
+    -------
+    Table
+        36 features (37 with the departure delay). Each is scaled with fixed numbers, so a part
+        holds exactly the rows of the whole. `X` of the whole year takes about 95 MB.
+
+    Raises
+    ------
+    ValueError
+        When there is no such task, month, origin or airline.
+    DataError
+        When a data file is missing or altered.
+
+    Notes
+    -----
+    The features, in minutes, miles, degrees Fahrenheit, per cent, miles an hour, inches and hPa:
+
+    - sine and cosine of 2 pi day / 365; the weekday, six columns of 0 and 1 (Monday has none);
+    - (scheduled hour - 13) / 5; (scheduled minute - 26) / 20; (distance - 1050) / 740;
+    - the airline, 15 columns of 0 and 1 (9E has none); the origin, two columns (EWR has none);
+    - (temperature - 55) / 18; (dew point - 41) / 19; (humidity - 60) / 20; (wind - 10) / 6;
+      log(1 + precipitation / 0.01); (pressure - 1018) / 7.5; (visibility - 10) / 2;
+    - 1 where the pressure is unknown, else 0. An unknown value is taken as the number that is
+      subtracted here, an unknown precipitation as 0. A wind above 100 miles an hour, which is an
+      error of the source, counts as unknown;
+    - with the departure delay: (departure delay - 12) / 40.
+
+    Examples
+    --------
+    >>> table = load_table("arrival delay at take-off", month=[1, 2], airline="UA")
+    >>> table.X.shape
+    (8747, 37)
+    """
+    if not isinstance(task, str) or task not in TASKS:
+        names = ", ".join(f'"{name}"' for name in TASKS)
+        raise ValueError(f"task must be one of {names}, not {task!r}.")
+    months = _chosen("month", month, MONTHS)
+    origins = _chosen("origin", origin, ORIGINS)
+    airlines = _chosen("airline", airline, AIRLINES)
+    folder = data_folder()
+    names = list(_FEATURES) + ["departure delay"] * (task == TASKS[0])
+    flights = {m: _arrived(folder, m, origins, airlines) for m in months}
+    table = _empty_table(sum(map(len, flights.values())), names)
+    start = 0
+    for number, part in flights.items():
+        weather = _read_frame(folder, f"weather/2013-{number:02d}.parquet")
+        _fill(table, slice(start, start + len(part)), part, weather, number)
+        start += len(part)
+    if task == "late":
+        table.y[:] = table.y > 15
+    return table
+
+
+def _arrived(folder: Path, month: int, origins: tuple, airlines: tuple) -> pd.DataFrame:
+    """The chosen flights of one month that arrived: their delay on arrival is known."""
+    flights = _read_frame(folder, f"flights/2013-{month:02d}.parquet")
+    flights = _part(flights, "origin", origins, ORIGINS)
+    flights = _part(flights, "carrier", airlines, AIRLINES)
+    return flights[flights["arr_delay"].notna()]
+
+
+def _empty_table(n: int, names: list[str]) -> Table:
+    """A Table of n rows, still to be filled: at no time is there a second copy of X."""
+    day, month = np.empty(n, np.int64), np.empty(n, np.int64)
+    origin, airline = np.empty(n, np.array(ORIGINS).dtype), np.empty(n, np.array(AIRLINES).dtype)
+    return Table(np.empty((n, len(names))), np.empty(n), names, day, origin, airline, month)
+
+
+def _fill(table: Table, rows: slice, flights, weather, month: int) -> None:
+    """Fill the given rows of a table with the flights of one month."""
+    first = date(2013, month, 1)
+    day = flights["day"].to_numpy().astype(np.int64)
+    table.month[rows] = month
+    table.day[rows] = first.timetuple().tm_yday - 1 + day
+    table.origin[rows] = np.array(ORIGINS)[flights["origin"].cat.codes]
+    table.airline[rows] = np.array(AIRLINES)[flights["carrier"].cat.codes]
+    table.y[rows] = flights["arr_delay"]
+    weekday = (first.weekday() + day - 1) % 7
+    columns = _features(flights, weather, table.day[rows], weekday)
+    for place, name in enumerate(table.names):
+        table.X[rows, place] = columns[name]
+
+
+def _features(flights, weather, day_of_year, weekday) -> dict[str, np.ndarray]:
+    """The columns of X by name; weekday 0 is Monday. Touches nothing that is known only later."""
+    angle = 2 * np.pi * day_of_year / 365
+    carrier = flights["carrier"].cat.codes.to_numpy()
+    origin = flights["origin"].cat.codes.to_numpy()
+    hour, minute = np.divmod(flights["sched_dep_time"].to_numpy(np.int64), 100)
+    columns = {
+        "day of year (sine)": np.sin(angle),
+        "day of year (cosine)": np.cos(angle),
+        "scheduled hour": (hour - 13) / 5,
+        "scheduled minute": (minute - 26) / 20,
+        "distance": (flights["distance"].to_numpy(float) - 1050) / 740,
+        "departure delay": (flights["dep_delay"].to_numpy(float) - 12) / 40,
+    }
+    for kind, codes in (("airline", AIRLINES), ("origin", ORIGINS)):
+        values = carrier if kind == "airline" else origin
+        columns |= {f"{kind} {code}": values == i for i, code in enumerate(codes)}
+    columns |= {name: weekday == i for i, name in enumerate(_WEEKDAYS, start=1)}
+    place = (origin, flights["day"].to_numpy(), hour)
+    return columns | _weather_features(weather, place)
+
+
+def _weather_features(weather, place: tuple) -> dict[str, np.ndarray]:
+    """The weather columns of X at the places asked for: (origin, day, hour), three arrays."""
+    # One night has the hour from 1 to 2 twice. No flight leaves then; the first is taken.
+    weather = weather.drop_duplicates(["origin", "day", "hour"])
+    where = (weather["origin"].cat.codes.to_numpy(), weather["day"], weather["hour"])
+    columns = {}
+    for column, name, unknown, centre, scale in _WEATHER:
+        values = weather[column].to_numpy(float)
+        if column == "wind_speed":
+            values = np.where(values > 100, np.nan, values)
+        by_hour = np.full((len(ORIGINS), 32, 24), np.nan)
+        by_hour[where] = values
+        values = by_hour[place]
+        if column == "pressure":
+            columns["pressure unknown"] = np.isnan(values)
+        values = np.where(np.isnan(values), unknown, values)
+        # Rain has a long tail: its logarithm tells a drizzle from none, and a storm is no giant.
+        values = np.log1p(values / 0.01) if column == "precip" else values
+        columns[name] = (values - centre) / scale
+    return columns
