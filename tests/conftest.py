@@ -147,3 +147,11 @@ def no_leak(no_leak_of_module):
     yield
     lines = left_since(before)
     assert not lines, "left behind by this test: " + "; ".join(lines)
+
+
+@pytest.fixture
+def short_folder():
+    """An empty folder with a short name: some systems limit the length of a socket's path."""
+    folder = Path(tempfile.mkdtemp(prefix="nb-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
