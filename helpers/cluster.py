@@ -12,7 +12,6 @@ libraries of several workers compete for the same cores, and measured speed-ups 
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
@@ -22,12 +21,14 @@ import tempfile
 import time
 import uuid
 import weakref
-import zipfile
-from pathlib import Path
 
 import dask
-import psutil
-from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import Client, LocalCluster
+
+from helpers.limits import usable_cores, usable_memory
+from helpers.shipping import give_to_workers, send_course
+
+__all__ = ["Cluster", "open_cluster", "usable_cores", "usable_memory"]
 
 WORKER_MEMORY = 160 * 2**20
 """Bytes that one worker takes after it imported NumPy, pandas and scikit-learn (measured)."""
@@ -37,184 +38,6 @@ WORKERS_PER_CORE = 8
 
 CONNECT_SECONDS = 6
 START_SECONDS = 60
-
-
-# ---------------------------------------------------------------- what this machine offers
-
-
-def _cgroup_folders(root: Path, membership: Path):
-    """Folders of the control groups that hold this process, from its own up to the root.
-
-    A limit may be set at any level, and the tightest one counts. Dask and joblib read only one
-    level, so a limit that a batch system or a container sets one level up is lost on them.
-    """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        base = root
-        if controllers:  # version 1: one tree a controller
-            base = next((p for p in (root / controllers, *_v1_names(root, controllers))), root)
-        folder = base / path.lstrip("/")
-        while folder != base and base in folder.parents:
-            yield folder
-            folder = folder.parent
-        yield base
-
-
-def _v1_names(root: Path, controllers: str):
-    """Other names under which version 1 mounts the same controllers (``cpuacct,cpu``)."""
-    names = controllers.split(",")
-    yield root / ",".join(reversed(names))
-    yield from (root / name for name in names)
-
-
-def _numbers(file: Path) -> list[int]:
-    """The whole numbers in a control file; empty when it is absent or says ``max``."""
-    try:
-        return [int(word) for word in file.read_text().split()]
-    except (OSError, ValueError):
-        return []
-
-
-def usable_cores(root="/sys/fs/cgroup", membership="/proc/self/cgroup") -> int:
-    """Number of cores that this process may use.
-
-    The smallest of: the cores of the machine, the CPU affinity of this process, and the CPU quota
-    of its control groups (versions 1 and 2, every level). A quota of 1.5 cores counts as one: a
-    second worker would be stopped half of the time.
-
-    Parameters
-    ----------
-    root, membership : path
-        Where control groups are mounted, and the file that names those of this process.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Examples
-    --------
-    >>> usable_cores() >= 1
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    for folder in _cgroup_folders(Path(root), Path(membership)):
-        both = _numbers(folder / "cpu.max")
-        if not both:
-            both = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
-        if len(both) == 2 and both[0] > 0 and both[1] > 0:
-            cores = min(cores, int(both[0] / both[1]))
-    return max(1, cores)
-
-
-def usable_memory(root="/sys/fs/cgroup", membership="/proc/self/cgroup") -> int:
-    """Bytes of memory that are free for this process and its workers at this moment.
-
-    The smaller of what the machine has available and what the control groups of this process
-    still allow (their limit less what they use; file caches do not count as used).
-
-    Returns
-    -------
-    int
-        Bytes, at least 0.
-    """
-    free = psutil.virtual_memory().available
-    for folder in _cgroup_folders(Path(root), Path(membership)):
-        for limit, used, cache in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            numbers = _numbers(folder / limit) + _numbers(folder / used)
-            if len(numbers) == 2:
-                free = min(free, numbers[0] - numbers[1] + _memory_stat(folder, cache))
-    return max(0, free)
-
-
-def _memory_stat(folder: Path, name: str) -> int:
-    try:
-        lines = (folder / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
-
-
-# ---------------------------------------------------------------- what every worker is given
-
-
-def _course_files() -> bytes:
-    """The modules and data of the course as one zip archive, about 6 MB."""
-    package = Path(__file__).parent
-    data = package.parent / "data"
-    files = [(p, f"helpers/{p.relative_to(package).as_posix()}") for p in package.rglob("*.py")]
-    files += [(p, f"data/{p.relative_to(data).as_posix()}") for p in data.rglob("*.parquet")]
-    files += [(p, f"data/{p.name}") for p in data.glob("SHA256SUMS")]
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
-        for path, name in sorted(files, key=lambda pair: pair[1]):
-            out.write(path, name)
-    return archive.getvalue()
-
-
-def _worker_plugin(files: bytes | None):
-    """What a worker does when it joins the course, and what it takes back when it leaves.
-
-    The class is made inside this function on purpose: cloudpickle then sends its code by value,
-    and a worker that has never heard of the course can run it.
-    """
-
-    class CourseWorker(WorkerPlugin):
-        def __init__(self):
-            self.files = files
-
-        def setup(self, worker):
-            import io
-            import os
-            import sys
-            import tempfile
-            import zipfile
-
-            import numpy  # noqa: F401 (loads BLAS, so that its threads can be limited)
-            from threadpoolctl import threadpool_limits
-
-            # The variables hold back libraries that are loaded later, the call those loaded now.
-            self.variables = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
-            self.before = {name: os.environ.get(name) for name in self.variables}
-            os.environ.update(dict.fromkeys(self.variables, "1"))
-            self.limits = threadpool_limits(limits=1)
-            self.folder = None
-            if self.files:
-                self.folder = tempfile.mkdtemp(prefix="many-hands-", dir=worker.local_directory)
-                with zipfile.ZipFile(io.BytesIO(self.files)) as archive:
-                    archive.extractall(self.folder)
-                sys.path.insert(0, self.folder)
-                self.forget(sys.modules)
-
-        def teardown(self, worker):
-            import os
-            import shutil
-            import sys
-
-            for name, value in self.before.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-            self.limits.restore_original_limits()
-            if self.folder:
-                sys.path[:] = [path for path in sys.path if path != self.folder]
-                self.forget(sys.modules)
-                shutil.rmtree(self.folder, ignore_errors=True)
-
-        def forget(self, modules):
-            """The next import of helpers finds the reader's version, not one loaded before."""
-            for name in [n for n in modules if n == "helpers" or n.startswith("helpers.")]:
-                del modules[name]
-
-    return CourseWorker()
 
 
 class _CourseClient(Client):
@@ -322,6 +145,11 @@ class Cluster:
         here = host in ("127.0.0.1", "localhost")
         return f"{prefix}proxy/{port if here else f'{host}:{port}'}/status"
 
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return not self._finalizer.alive
+
     def close(self) -> None:
         """Leave the cluster; stop the workers that were started here. May be called twice."""
         self._finalizer()
@@ -334,7 +162,7 @@ class Cluster:
 
     def __repr__(self) -> str:
         # No address and no port: notebooks are stored with what is printed here.
-        if not self._finalizer.alive:
+        if self.closed:
             return "<Cluster: closed>"
         where = "of a cluster that was joined" if self.joined else "on this machine"
         number = self.n_workers
@@ -352,19 +180,20 @@ class _LocalCluster(Cluster):
         self._local = self.client = None
         try:
             # First without workers: an interrupt from here on finds the cluster in our hands.
-            self._local = LocalCluster(
-                n_workers=0,
-                threads_per_worker=1,
-                dashboard_address="127.0.0.1:0",
-                scheduler_port=0,
-                local_directory=folder,
-                memory_limit=_memory_limit(workers),
-                silence_logs=logging.CRITICAL,
-            )
+            with dask.config.set(temporary_directory=folder):  # the scheduler's files too
+                self._local = LocalCluster(
+                    n_workers=0,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_port=0,
+                    local_directory=folder,
+                    memory_limit=_memory_limit(workers),
+                    silence_logs=logging.CRITICAL,
+                )
             self.client = _CourseClient(self._local)
             self._local.scale(workers)
             self._wait_for(workers)
-            self.client.register_plugin(_worker_plugin(None), name="many-hands")
+            give_to_workers(self.client)
         except BaseException:
             _stop(self.client, self._local, folder, sweeper)
             raise
@@ -410,7 +239,6 @@ class _JoinedCluster(Cluster):
 
     def __init__(self, address: str, workers: int | None):
         self.client = _connect(address)
-        name = f"many-hands-{uuid.uuid4().hex[:8]}"  # several readers may share the cluster
         try:
             if not self._all():
                 raise RuntimeError(
@@ -418,11 +246,11 @@ class _JoinedCluster(Cluster):
                     f"`dask worker {address}`, then run the cell again."
                 )
             self.scale(self.max_workers if workers is None else workers)
-            self.client.register_plugin(_worker_plugin(_course_files()), name=name)
+            send_course(self.client, name=f"many-hands-{uuid.uuid4().hex[:8]}")
         except BaseException:
             self.client.close()
             raise
-        self._finalizer = weakref.finalize(self, _leave, self.client, name)
+        self._finalizer = weakref.finalize(self, _quietly, self.client.close)
 
     def _all(self):
         return sorted(self.client.scheduler_info()["workers"])
@@ -501,11 +329,6 @@ def _stop(client, local, folder: str, sweeper: subprocess.Popen) -> None:
     sweeper.kill()
     sweeper.stdin.close()
     sweeper.wait()
-
-
-def _leave(client, plugin: str) -> None:
-    _quietly(lambda: client.unregister_worker_plugin(plugin))
-    _quietly(client.close)
 
 
 def _quietly(act) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import weakref
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -32,6 +33,17 @@ def display_panel(widget, picture: bytes, alt: str) -> None:
     views["image/png"] = base64.b64encode(picture).decode()
     views["text/plain"] = alt
     display(views, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def display_dashboard_link(cluster) -> None:
+    """Display a link to Dask's dashboard, which is not stored with the notebook."""
+    link = html.escape(cluster.dashboard_link or "")
+    words = f'<a href="{link}" target="_blank">Dask\'s dashboard of this cluster</a>'
+    views = dict(
+        widgets.HTML(words if link else "This cluster has no dashboard.")._repr_mimebundle_()
+    )
+    views["text/plain"] = "A link to Dask's dashboard appears here while the kernel runs."
+    display(views, raw=True)
 
 
 def picture_html(picture: bytes, alt: str) -> str:
@@ -64,7 +76,9 @@ class WorkerPanel:
     """
 
     def __init__(self, cluster, job, predicted, measured, most, cores=None):
-        self.cluster, self.job, self.cores = cluster, job, cores
+        # Widgets live as long as the kernel: they must not keep workers alive that long.
+        self.cluster = weakref.proxy(cluster)
+        self.job, self.cores = job, cores
         self.predicted, self.measured = predicted, measured
         self.live = LivePicture(cluster)
         self.slider = widgets.IntSlider(
@@ -136,6 +150,8 @@ class WorkerPanel:
         self.slider.disabled = self.again.disabled = True
         try:
             act()
+        except ReferenceError:
+            self._say("These workers were stopped: run the notebook's cells again.")
         except Exception as error:
             self._say(f"That did not work: {error}")
         finally:

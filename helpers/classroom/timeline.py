@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import threading
 import time
+import weakref
 
 import matplotlib.pyplot as plt
 
@@ -185,7 +186,8 @@ class LivePicture:
         import ipywidgets
 
         self.widget = ipywidgets.HTML()
-        self._recorder = Recorder(cluster).__enter__()
+        # The picture must not keep a cluster alive that nobody uses any more.
+        self._recorder = Recorder(weakref.proxy(cluster)).__enter__()
         self._ended = threading.Event()
         self.refresh()
         self._thread = threading.Thread(target=self._renew, name="live picture", daemon=True)
@@ -209,6 +211,8 @@ class LivePicture:
         while not self._ended.wait(REFRESH_SECONDS):
             try:
                 self.refresh()
-            except Exception:  # the cluster was closed or is being changed in this moment
-                if not self._recorder.cluster._finalizer.alive:
+            except ReferenceError:  # the cluster is gone
+                return
+            except Exception:  # it was closed, or its workers change in this moment
+                if self._recorder.cluster.closed:
                     return
