@@ -185,9 +185,10 @@ def _output_problems(number, cell, output):
     if output.output_type == "error" and "raises-exception" not in tags:
         yield f"code cell {number} stores an error ({output.ename}) and has no tag raises-exception"
     data = output.get("data", {})
-    if WIDGET in data and "image/png" not in data:
+    is_repr = re.match(r"\w+\(", data.get("text/plain", ""))  # HTML(value=…), not words
+    if WIDGET in data and "image/png" not in data and is_repr:
         yield (
-            f"code cell {number} shows a widget without a picture beside it: "
+            f"code cell {number} shows a widget without a picture or words beside it: "
             "show it with helpers.classroom.panels.display_panel"
         )
     text = "\n".join(_strings(output))
