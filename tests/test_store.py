@@ -65,9 +65,9 @@ def test_nbval_uses_the_same_neutral_words():
 # ---------------------------------------------------------------- clean
 
 
-def widget_output(**more):
+def widget_output(text, **more):
     view = {"model_id": "ab12", "version_major": 2, "version_minor": 0}
-    return new_output("display_data", data={WIDGET: view, "text/plain": "a slider", **more})
+    return new_output("display_data", data={WIDGET: view, "text/plain": text} | more)
 
 
 def test_state_of_widgets_and_foreign_metadata_are_dropped():
@@ -79,7 +79,8 @@ def test_state_of_widgets_and_foreign_metadata_are_dropped():
         },
         cells=[
             new_code_cell(
-                "x", metadata={"execution": {"t": "1"}, "tags": ["exercise"], "lines_to_next_cell": 2}
+                "x",
+                metadata={"execution": {"t": "1"}, "tags": ["exercise"], "lines_to_next_cell": 2},
             )
         ],
     )
@@ -89,17 +90,21 @@ def test_state_of_widgets_and_foreign_metadata_are_dropped():
     assert "widgets" in notebook.metadata  # the caller's notebook is not changed
 
 
-def test_a_widget_with_a_picture_is_stored_as_the_picture():
-    notebook = new_notebook(
-        cells=[new_code_cell("x", outputs=[widget_output(**{"image/png": "AAAA"})])]
-    )
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [("IntSlider(value=0)", {"image/png": "AAAA"}), ("A link to the dashboard.", {})],
+)
+def test_a_widget_is_stored_as_the_picture_or_words_beside_it(text, more):
+    notebook = new_notebook(cells=[new_code_cell("x", outputs=[widget_output(text, **more)])])
     [output] = clean(notebook).cells[0].outputs
-    assert output.data == {"image/png": "AAAA", "text/plain": "a slider"}
+    assert output.data == {"text/plain": text} | more
+    assert problems(clean(notebook)) == []
 
 
-def test_a_widget_without_a_picture_is_a_fault():
-    notebook = clean(new_notebook(cells=[new_code_cell("x", outputs=[widget_output()])]))
-    assert "without a picture" in problems(notebook)[0]
+@pytest.mark.parametrize("text", ["IntSlider(value=0)", ""])
+def test_a_widget_without_picture_and_words_is_a_fault(text):
+    notebook = clean(new_notebook(cells=[new_code_cell("x", outputs=[widget_output(text)])]))
+    assert "without a picture or words" in problems(notebook)[0]
 
 
 def test_counts_run_from_one_and_streams_are_joined():

@@ -136,13 +136,18 @@ def _clean_outputs(outputs, count):
         if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
             kept[-1].text += output.text
             continue
-        if "data" in output and "image/png" in output.data:
-            # Without its kernel a widget is an error message; the picture says the same to all.
-            output.data.pop(WIDGET, None)
+        if WIDGET in output.get("data", {}) and _has_substitute(output.data):
+            # Without its kernel a widget is an error message; the picture or the words are not.
+            del output.data[WIDGET]
         if output.output_type == "execute_result":
             output.execution_count = count
         kept.append(output)
     return [_neutral(output) for output in kept]
+
+
+def _has_substitute(data):
+    """True when a picture or words of its own, not IntSlider(value=…), stand beside a widget."""
+    return "image/png" in data or not re.match(r"\w*\(|$", data.get("text/plain", ""))
 
 
 def _neutral(value, key=None):
@@ -185,8 +190,7 @@ def _output_problems(number, cell, output):
     if output.output_type == "error" and "raises-exception" not in tags:
         yield f"code cell {number} stores an error ({output.ename}) and has no tag raises-exception"
     data = output.get("data", {})
-    is_repr = re.match(r"\w+\(", data.get("text/plain", ""))  # HTML(value=…), not words
-    if WIDGET in data and "image/png" not in data and is_repr:
+    if WIDGET in data and not _has_substitute(data):
         yield (
             f"code cell {number} shows a widget without a picture or words beside it: "
             "show it with helpers.classroom.panels.display_panel"
