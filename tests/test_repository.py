@@ -488,7 +488,10 @@ def test_the_readme_maps_all_sixteen_notebooks():
     for number, title, time in rows:
         if number in there:
             assert f"(notebooks/{number}-" in title
-            assert re.fullmatch(r"\d+ min", time)
+            minutes = re.fullmatch(r"(\d+) min", time)[1]
+            (file,) = [n for n in tracked() if n.startswith(f"notebooks/{number}-")]
+            opener = prose_of(file)[:3000]
+            assert re.search(rf"\b{minutes} min", opener), f"{file} does not say {minutes} min"
         else:
             assert "(" not in title
             assert time == "planned"
