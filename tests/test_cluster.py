@@ -23,7 +23,7 @@ from helpers.datasets import load_flights
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers elsewhere lack this module
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # other machines lack this module
 
 
 def where_am_i():
@@ -190,7 +190,7 @@ def test_joined_tasks_go_on_when_the_workers_in_use_die(scheduler_of_others):
         chosen = cluster.workers[0]
         client = cluster.client
         client.run(os._exit, 1, workers=[chosen], on_error="ignore", wait=False)
-        assert client.submit(where_am_i, pure=False).result(timeout=30) != chosen
+        assert client.submit(lambda: where_am_i(), pure=False).result(timeout=30) != chosen
 
 
 def test_a_dead_worker_is_replaced():

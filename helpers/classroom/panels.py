@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 
 from helpers.classroom.plots import plot_speedup, png
-from helpers.classroom.timeline import LivePicture
+from helpers.classroom.timeline import LivePicture, Recorder, draw_schedule
 
 
 def display_panel(widget, picture: bytes, alt: str) -> None:
@@ -57,8 +57,8 @@ def picture_html(picture: bytes, alt: str) -> str:
 class WorkerPanel:
     """A slider that changes the number of workers, and what a job gains from it.
 
-    Moving the slider starts or stops real workers, runs the job once and adds the measured
-    speed-up to the figure, beside the prediction.
+    The panel runs the job once when it is made. Moving the slider starts or stops real workers,
+    runs the job again and adds the measured speed-up to the figure, beside the prediction.
 
     Parameters
     ----------
@@ -91,8 +91,7 @@ class WorkerPanel:
         self.again = widgets.Button(description="Run the job again")
         self.status = widgets.HTML()
         self.figure = widgets.HTML()
-        self._say(f"{self._running()}.")
-        self._draw()
+        self._guarded(self._measure)
         self.slider.observe(self._moved, names="value")
         self.again.on_click(lambda _: self._guarded(self._measure))
         top = widgets.HBox([self.slider, self.again, self.status])
@@ -100,7 +99,7 @@ class WorkerPanel:
 
     def display(self) -> None:
         """Show the panel, with a static picture beside it."""
-        display_panel(self.widget, self._png, self.alt)
+        display_panel(self.widget, self._static_picture(), self.alt)
 
     def stop(self) -> None:
         """End the live picture. The panel stays as a picture."""
@@ -124,11 +123,30 @@ class WorkerPanel:
 
     def _draw(self) -> None:
         figure = plt.figure(figsize=(6, 3.4))
-        plot_speedup(self.measured, self.predicted, self.cores, figure.subplots())
-        figure.axes[0].set_title("One job on more workers")
-        self._png = png(figure)
+        self._draw_speedup(figure.subplots())
+        self.figure.value = picture_html(png(figure), "Speed-up by number of workers.")
         plt.close(figure)
-        self.figure.value = picture_html(self._png, "Speed-up by number of workers.")
+
+    def _draw_speedup(self, ax) -> None:
+        plot_speedup(self.measured, self.predicted, self.cores, ax)
+        ax.set_title("One job on more workers")
+
+    def _static_picture(self) -> bytes:
+        """The panel as a picture: its slider, what the workers did, and the figure."""
+        workers = self.cluster.n_workers
+        figure, axes = plt.subplots(
+            3, 1, figsize=(6, 5.6), height_ratios=[0.25, 0.35 * workers, 3], layout="constrained"
+        )
+        slider, timeline, speedup = axes
+        slider.plot([self.slider.min, self.slider.max], [0, 0], color="0.7", linewidth=3)
+        slider.plot(workers, 0, "o", color="0.3", markersize=10)
+        slider.set_title(f"Workers: {workers}", fontsize=10)
+        slider.set_axis_off()
+        draw_schedule(self.events, workers, timeline)
+        self._draw_speedup(speedup)
+        picture = png(figure)
+        plt.close(figure)
+        return picture
 
     def _moved(self, change) -> None:
         self._guarded(lambda: self._scale(change["new"]))
@@ -140,7 +158,9 @@ class WorkerPanel:
 
     def _measure(self) -> None:
         self._say(f"{self._running()}: the job runs …")
-        seconds = self.job(self.cluster.client)
+        with Recorder(self.cluster) as recorder:
+            seconds = self.job(self.cluster.client)
+        self.events = recorder.events
         self.measured[self.cluster.n_workers] = seconds
         self._draw()
         self._say(f"{self._running()}: {seconds:.2f} s.")

@@ -141,6 +141,11 @@ class Recorder:
     ----------
     cluster : helpers.cluster.Cluster
 
+    Attributes
+    ----------
+    events : list of Event
+        Set at the end of the ``with`` block; time 0 is the start of the first event.
+
     Examples
     --------
     >>> with Recorder(cluster) as recorder:  # doctest: +SKIP
@@ -154,16 +159,16 @@ class Recorder:
 
     def __enter__(self):
         self.cluster.client.get_task_stream()  # the scheduler records from the first call on
-        self._begin = time.time()
+        self.begin = time.time()
         return self
 
     def __exit__(self, *exc_info):
-        self.events = self.read()
+        self.events = self.read(origin=None)
 
-    def read(self) -> list[Event]:
-        """Events since the start of the recording, times in seconds since then."""
-        records = self.cluster.client.get_task_stream(start=self._begin)
-        return events_from_tasks(records, self.cluster.workers, origin=self._begin)
+    def read(self, origin: float | None) -> list[Event]:
+        """Events so far; times in seconds since clock time `origin`, or since the first event."""
+        records = self.cluster.client.get_task_stream(start=self.begin)
+        return events_from_tasks(records, self.cluster.workers, origin)
 
 
 class LivePicture:
@@ -199,8 +204,9 @@ class LivePicture:
         workers = cluster.workers
         tasks = cluster.client.processing(workers)
         busy = [rank for rank, address in enumerate(workers) if tasks.get(address)]
-        now = time.time() - self._recorder._begin
-        self.widget.value = timeline_svg(self._recorder.read(), len(workers), busy, now)
+        begin = self._recorder.begin
+        events, now = self._recorder.read(origin=begin), time.time() - begin
+        self.widget.value = timeline_svg(events, len(workers), busy, now)
 
     def stop(self) -> None:
         """End the thread; the last picture stays."""

@@ -1,0 +1,135 @@
+"""Right and wrong answers of notebook 00, Start here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from helpers.classroom.checks import check_letters, close_to, exercise
+from helpers.datasets import load_flights
+
+
+@exercise(
+    "00.1",
+    hint="Each worker takes one task at a time. How many rounds do the tasks need?",
+    shows="More workers help only when they shorten the number of rounds: 12 tasks need three "
+    "rounds on 4 workers and also on 5.",
+)
+def seconds_of_job(answer):
+    """Exercise 00.1: seconds of equal tasks on some workers."""
+    if close_to(answer(12, 0.5, 5), 12 * 0.5 / 5):
+        return "you divided the work evenly, but a task cannot be cut: a worker runs it whole."
+    if close_to(answer(12, 0.5, 5), 2 * 0.5):
+        return "you rounded down: two rounds of 5 workers run 10 of the 12 tasks."
+    if close_to(answer(12, 0.5, 5), 3):
+        return "you counted the rounds; each of them takes the seconds of one task."
+    for tasks, seconds, workers in ((12, 0.5, 5), (12, 0.2, 4), (1, 2.0, 8), (0, 1.0, 3)):
+        expected = -(-tasks // workers) * seconds
+        if not close_to(answer(tasks, seconds, workers), expected):
+            return (
+                f"{tasks} tasks of {seconds} s on {workers} workers take {expected:g} s, "
+                f"your function says {answer(tasks, seconds, workers)!r}."
+            )
+    return None
+
+
+@exercise(
+    "00.2",
+    hint="Speed-up is the time of one worker divided by the time of n. Efficiency is the share "
+    "of it that n perfect workers would have reached.",
+    shows="An efficiency of 1 means that no worker ever waited.",
+)
+def efficiency(answer):
+    """Exercise 00.2: efficiency of n workers."""
+    got = answer(8.0, 2.5, 4)
+    if close_to(got, 8.0 / 2.5):
+        return "that is the speed-up, 3.2; divide it by the number of workers."
+    if close_to(got, 2.5 / 8.0) or close_to(got, 2.5 / 8.0 / 4):
+        return "your fraction is upside down: the time of one worker stands above."
+    if close_to(got, 80.0):
+        return "an efficiency is a share between 0 and 1, not a percentage."
+    if close_to(got, 8.0 / 2.5 * 4):
+        return "you multiplied by the number of workers: more workers lower the efficiency."
+    if not close_to(got, 0.8):
+        return f"8 s on one worker and 2.5 s on four give 0.8, your function says {got!r}."
+    if not close_to(answer(3.0, 3.0, 1), 1.0):
+        return "one worker compared with itself has an efficiency of 1."
+    return None
+
+
+@exercise(
+    "00.3",
+    hint="load_flights(origin=origin) gives the flights of one airport; a flight without "
+    "arr_delay (it was cancelled or diverted) is not late.",
+    shows="Three tasks, one an airport, ran on your workers, and only three numbers came back.",
+)
+def late_flights(answer):
+    """Exercise 00.3: late flights by origin, counted by workers."""
+    flights = load_flights()
+    late = flights.groupby("origin", observed=True)["arr_delay"]
+    expected = late.agg(lambda delay: int((delay > 15).sum())).to_dict()
+    if not isinstance(answer, dict) or set(answer) != set(expected):
+        return 'give a dict with one number for each of "EWR", "JFK" and "LGA".'
+    if any(hasattr(value, "result") for value in answer.values()):
+        return "the values are futures, not numbers yet: gather them."
+    if answer in (late.size().to_dict(), late.count().to_dict()):
+        return "you counted all flights of each airport, also those in time."
+    if answer == late.agg(lambda delay: int((delay >= 15).sum())).to_dict():
+        return "a flight that is exactly 15 minutes late counts as in time: use >, not >=."
+    if answer == late.agg(lambda delay: int((delay > 0).sum())).to_dict():
+        return "you counted every delay; late means more than 15 minutes."
+    if answer == late.agg(lambda delay: int((~(delay <= 15)).sum())).to_dict():
+        return "flights that never arrived (their delay is NaN) slipped into your count."
+    wrong = [origin for origin in expected if answer[origin] != expected[origin]]
+    return f"the count of {wrong[0]} is not right." if wrong else None
+
+
+@exercise(
+    "00.4",
+    hint="Draw day numbers with rng.choice(days, len(days)); put the delays of the drawn days "
+    "together, a day drawn twice counts twice; then take the mean of all these flights.",
+    shows="Flights of one day share weather and queues. Whole days, drawn anew, give the honest, "
+    "wider interval.",
+)
+def resample_days(answer):
+    """Exercise 00.4: one bootstrap mean that draws whole days."""
+    rng = np.random.default_rng(0)
+    day = np.repeat(np.arange(1, 21), rng.integers(1, 60, 20))
+    level = np.arange(20.0) ** 2  # the delay of a flight depends on its day alone
+    delay = level[day - 1]
+    means = np.array([answer(delay, day, np.random.default_rng(seed)) for seed in range(300)])
+    if means.shape != (300,):
+        return "return one number: the mean delay of all flights of the days drawn."
+    if np.ptp(means) == 0:
+        return "your mean is the same for every seed: draw with the generator rng."
+    sizes = np.bincount(day)[1:]
+    drawn = [np.random.default_rng(s).integers(0, 20, 20) for s in range(4000)]
+    weighted = np.array([np.average(level[d], weights=sizes[d]) for d in drawn])
+    plain = np.array([level[d].mean() for d in drawn])
+    if means.std() < 0.5 * weighted.std():
+        return "your means hardly differ: it seems that single flights are drawn, not whole days."
+    if abs(means.mean() - plain.mean()) < abs(means.mean() - weighted.mean()):
+        return "you averaged the days' means: a day with more flights must count for more."
+    if not 0.75 < means.std() / weighted.std() < 1.3:
+        return "your means spread too much: draw as many days as there are days."
+    return None
+
+
+@exercise(
+    "00.quiz",
+    hint="The answers stand in sections 2 to 6.",
+    shows="You are ready for notebook 01.",
+)
+def quiz(answers):
+    """The quiz of notebook 00."""
+    right = {"1": "b", "2": "c", "3": "a", "4": "b"}
+    why = {
+        "1a": "a thread lives inside one process; a worker is a process of its own.",
+        "1c": "a core is hardware; the operating system decides which process runs on it.",
+        "2a": "the data were loaded before the clock started, on every worker.",
+        "2b": "the tasks were the same: same months, same seeds.",
+        "3b": "twelve tasks on six workers take two rounds, so time would still fall up to 12.",
+        "3c": "a prediction is drawn there, but nothing was measured beyond the cores.",
+        "4a": "the answers agree to the last digit: a seed belongs to the task, not the worker.",
+        "4c": "order does not matter here: each task is independent of the others.",
+    }
+    return check_letters(answers, right, why)

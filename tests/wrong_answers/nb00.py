@@ -1,0 +1,68 @@
+"""Typical wrong answers of notebook 00, and what the check must say of each."""
+
+import math
+
+import numpy as np
+
+from helpers.datasets import load_flights
+
+
+def count(is_late):
+    flights = load_flights()
+    delays = flights["arr_delay"].groupby(flights["origin"], observed=True)
+    return {origin: int(is_late(delay).sum()) for origin, delay in delays}
+
+
+def single_flights(delay, day, rng):
+    return rng.choice(delay, len(delay)).mean()
+
+
+def mean_of_day_means(delay, day, rng):
+    days = np.unique(day)
+    return np.mean([delay[day == one].mean() for one in rng.choice(days, len(days))])
+
+
+def without_replacement(delay, day, rng):
+    return np.concatenate([delay[day == one] for one in rng.permutation(np.unique(day))]).mean()
+
+
+def only_three_days(delay, day, rng):
+    return np.concatenate([delay[day == one] for one in rng.choice(np.unique(day), 3)]).mean()
+
+
+WRONG = {
+    "00.1": [
+        (lambda tasks, seconds, workers: tasks * seconds / workers, "a task cannot be cut"),
+        (lambda tasks, seconds, workers: tasks // workers * seconds, "you rounded down"),
+        (lambda tasks, seconds, workers: math.ceil(tasks / workers), "you counted the rounds"),
+        (lambda tasks, seconds, workers: tasks * seconds, "your function says 6.0"),
+    ],
+    "00.2": [
+        (lambda one, n, workers: one / n, "that is the speed-up"),
+        (lambda one, n, workers: n / one, "upside down"),
+        (lambda one, n, workers: one / n * workers, "you multiplied"),
+        (lambda one, n, workers: 100 * one / n / workers, "not a percentage"),
+        (lambda one, n: one / n, "stopped with TypeError"),
+    ],
+    "00.3": [
+        (count(lambda delay: delay.notna()), "you counted all flights"),
+        (count(lambda delay: delay >= 15), "use >, not >="),
+        (count(lambda delay: delay > 0), "you counted every delay"),
+        (count(lambda delay: ~(delay <= 15)), "flights that never arrived"),
+        ([28_000, 24_000, 24_000], "give a dict"),
+        ({"EWR": 1, "JFK": 2, "LGA": 3}, "the count of EWR"),
+    ],
+    "00.4": [
+        (single_flights, "single flights are drawn"),
+        (mean_of_day_means, "you averaged the days' means"),
+        (without_replacement, "the same for every seed"),
+        (only_three_days, "spread too much"),
+        (lambda delay, day, rng: delay, "return one number"),
+    ],
+    "00.quiz": [
+        ({"1": "a", "2": "c", "3": "a", "4": "b"}, "a thread lives inside one process"),
+        ({"1": "b", "2": "a", "3": "a", "4": "b"}, "before the clock started"),
+        ({"1": "b", "2": "c", "3": "b", "4": "b"}, "twelve tasks on six workers"),
+        (["b", "c", "a", "b"], "give a letter for each"),
+    ],
+}
