@@ -99,7 +99,8 @@ def _read_verified(folder: Path, name: str) -> bytes:
     content = _read_bytes(folder, name)
     if hashlib.sha256(content).hexdigest() != checksum:
         # A whole Parquet file ends with these four letters.
-        what = "was altered" if content.endswith(b"PAR1") else "is not complete"
+        cut = name.endswith(".parquet") and not content.endswith(b"PAR1")
+        what = "is not complete" if cut else "was altered"
         raise DataError(f"The data file data/{name} {what} (wrong checksum): {_HELP}.")
     return content
 
