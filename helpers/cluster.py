@@ -120,6 +120,11 @@ class Cluster:
         return len(self.workers)
 
     @property
+    def cores(self) -> int:
+        """Cores that the workers can share: beyond them, more workers take turns."""
+        raise NotImplementedError
+
+    @property
     def max_workers(self) -> int:
         """The largest number that `scale` accepts now."""
         raise NotImplementedError
@@ -206,6 +211,10 @@ class _LocalCluster(Cluster):
         return sorted(info, key=lambda address: int(info[address]["name"]))
 
     @property
+    def cores(self):
+        return usable_cores()
+
+    @property
     def max_workers(self):
         running = len(self._local.workers) if getattr(self, "_local", None) else 0
         by_memory = running + usable_memory() // WORKER_MEMORY
@@ -258,6 +267,11 @@ class _JoinedCluster(Cluster):
     @property
     def workers(self):
         return [w for w in self._all() if not self.client.in_use or w in self.client.in_use]
+
+    @property
+    def cores(self):
+        # Its hosts cannot be asked for their limits; who started a worker gave it its threads.
+        return sum(self.client.nthreads().values())
 
     @property
     def max_workers(self):

@@ -18,7 +18,7 @@ from helpers.classroom.plots import plot_speedup, png
 from helpers.classroom.timeline import LivePicture, Recorder, draw_schedule
 
 
-def display_panel(widget, picture: bytes, alt: str) -> None:
+def display_panel(widget, picture: bytes, caption: str, alt: str) -> None:
     """Display a widget, and a picture of it for places where no kernel runs.
 
     Parameters
@@ -26,6 +26,8 @@ def display_panel(widget, picture: bytes, alt: str) -> None:
     widget : ipywidgets.Widget
     picture : bytes
         PNG. A stored notebook, GitHub and print show it in place of the widget.
+    caption : str
+        Starts with "Figure 1."; stands below.
     alt : str
         What the panel shows and does, for those who cannot see it.
     """
@@ -33,17 +35,7 @@ def display_panel(widget, picture: bytes, alt: str) -> None:
     views["image/png"] = base64.b64encode(picture).decode()
     views["text/plain"] = alt
     display(views, raw=True, metadata={"image/png": {"alt": alt}})
-
-
-def display_dashboard_link(cluster) -> None:
-    """Display a link to Dask's dashboard, which is not stored with the notebook."""
-    link = html.escape(cluster.dashboard_link or "")
-    words = f'<a href="{link}" target="_blank">Dask\'s dashboard of this cluster</a>'
-    views = dict(
-        widgets.HTML(words if link else "This cluster has no dashboard.")._repr_mimebundle_()
-    )
-    views["text/plain"] = "A link to Dask's dashboard appears here while the kernel runs."
-    display(views, raw=True)
+    display({"text/markdown": f"*{caption}*", "text/plain": caption}, raw=True)
 
 
 def picture_html(picture: bytes, alt: str) -> str:
@@ -69,22 +61,18 @@ class WorkerPanel:
         Seconds predicted, by number of workers.
     measured : dict of int to float
         Seconds measured so far; the panel adds to it.
-    most : int
-        Right end of the slider.
-    cores : int, optional
-        Cores of this machine, for the figure's grey ground.
     """
 
-    def __init__(self, cluster, job, predicted, measured, most, cores=None):
+    def __init__(self, cluster, job, predicted, measured):
         # Widgets live as long as the kernel: they must not keep workers alive that long.
         self.cluster = weakref.proxy(cluster)
-        self.job, self.cores = job, cores
+        self.job, self.cores = job, cluster.cores
         self.predicted, self.measured = predicted, measured
         self.live = LivePicture(cluster)
         self.slider = widgets.IntSlider(
             value=cluster.n_workers,
             min=1,
-            max=max(most, cluster.n_workers),
+            max=min(max(self.cores + 1, cluster.n_workers), cluster.max_workers),
             description="Workers",
             continuous_update=False,
         )
@@ -95,11 +83,11 @@ class WorkerPanel:
         self.slider.observe(self._moved, names="value")
         self.again.on_click(lambda _: self._guarded(self._measure))
         top = widgets.HBox([self.slider, self.again, self.status])
-        self.widget = widgets.VBox([top, self.live.widget, self.figure])
+        self.widget = widgets.VBox([top, self.live.widget, self.figure, self._dashboard()])
 
-    def display(self) -> None:
-        """Show the panel, with a static picture beside it."""
-        display_panel(self.widget, self._static_picture(), self.alt)
+    def display(self, caption: str) -> None:
+        """Show the panel, with a static picture beside it and a caption below."""
+        display_panel(self.widget, self._static_picture(), caption, self.alt)
 
     def stop(self) -> None:
         """End the live picture. The panel stays as a picture."""
@@ -111,8 +99,14 @@ class WorkerPanel:
         """What the panel is, in words."""
         return (
             "A panel with a slider for the number of workers, a live picture of what each worker "
-            "is doing, and a figure of the speed-up, measured and predicted, by number of workers."
+            "is doing, a figure of the speed-up, measured and predicted, by number of workers, and "
+            "a link to Dask's dashboard."
         )
+
+    def _dashboard(self) -> widgets.HTML:
+        link = html.escape(self.cluster.dashboard_link or "")
+        words = f'<a href="{link}" target="_blank">Dask\'s dashboard of this cluster</a>'
+        return widgets.HTML(words if link else "This cluster has no dashboard.")
 
     def _running(self) -> str:
         number = self.cluster.n_workers

@@ -89,7 +89,7 @@ def timeline_svg(events, ranks: int, busy=(), end: float | None = None) -> str:
         Right edge (s); default: the end of the last event. The picture shows the
         `WINDOW_SECONDS` before it.
     """
-    stops = {rank: 0.0 for rank in range(ranks)}
+    stops = dict.fromkeys(range(ranks), 0.0)
     for event in events:
         stops[event.rank] = max(stops.get(event.rank, 0.0), event.stop)
     end = max(stops.values(), default=0.0) if end is None else end
@@ -150,7 +150,7 @@ class Recorder:
     --------
     >>> with Recorder(cluster) as recorder:  # doctest: +SKIP
     ...     cluster.client.map(fit, months)
-    >>> draw_schedule(recorder.events)  # doctest: +SKIP
+    >>> recorder.draw()  # doctest: +SKIP
     """
 
     def __init__(self, cluster):
@@ -164,6 +164,11 @@ class Recorder:
 
     def __exit__(self, *exc_info):
         self.events = self.read(origin=None)
+
+    def draw(self, operation: str | None = None):
+        """Draw the events, or those of one operation, with `draw_schedule`: measured events."""
+        wanted = [e for e in self.events if operation in (None, e.operation)]
+        return draw_schedule(wanted, ranks=self.cluster.n_workers)
 
     def read(self, origin: float | None) -> list[Event]:
         """Events so far; times in seconds since clock time `origin`, or since the first event."""
