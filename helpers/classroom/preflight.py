@@ -161,7 +161,7 @@ def check_data() -> Line:
 
     problems = verify()
     if problems:
-        return Line("data", "fail", problems[0], "bring the files back with `git checkout -- data`")
+        return Line("data", "fail", problems[0])  # the sentence says what to do
     return Line("data", "ok", "all files there, checksums right")
 
 
