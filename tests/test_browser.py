@@ -188,7 +188,7 @@ class Page:
             "//*[contains(@class,'noUi-handle')]"
         )
         handle = self.wait(f"the slider {label}", lambda: self._find(path))
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'start'})", handle)
         return handle
 
     def _find(self, path):
