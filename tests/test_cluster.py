@@ -1,5 +1,6 @@
 """The cluster: opening, joining, resizing, refusing, and leaving nothing behind."""
 
+import contextlib
 import glob
 import json
 import os
@@ -12,10 +13,11 @@ import time
 from pathlib import Path
 
 import cloudpickle
+import dask
 import numpy as np
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Security
 
 from helpers.cluster import open_cluster, usable_cores, usable_memory
 from helpers.datasets import load_flights
@@ -33,38 +35,45 @@ def where_am_i():
     return get_worker().address
 
 
-@pytest.fixture
-def scheduler_of_others(tmp_path, monkeypatch):
-    """A cluster of three workers that share no folder and no module with the reader."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+@contextlib.contextmanager
+def cluster_of_others(folder, settings, *options):
+    """A scheduler and three workers that share no folder and no module with the reader."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | settings
     environment["DASK_LOGGING__DISTRIBUTED"] = "critical"
-    environment["DASK_TEMPORARY_DIRECTORY"] = str(tmp_path)
-    file = tmp_path / "scheduler.json"
-    common = [sys.executable, "-P", "-c"]
-    start = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(REPOSITORY)!r}]; {{}}"
-    scheduler = start.format("from distributed.cli.dask_scheduler import main; main()")
-    worker = start.format("from distributed.cli.dask_worker import main; main()")
-    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
-    processes = [subprocess.Popen([*common, scheduler, *options], env=environment, cwd=tmp_path)]
-    for number in range(3):
-        folder = tmp_path / f"worker{number}"
-        folder.mkdir()
-        options = ["--scheduler-file", file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-        options += ["--local-directory", folder]
-        processes.append(
-            subprocess.Popen([*common, worker, *map(str, options)], env=environment, cwd=folder)
-        )
+    environment["DASK_TEMPORARY_DIRECTORY"] = str(folder)
+    file = folder / "scheduler.json"
+    processes = []
+
+    def start(program, *more):
+        forget = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(REPOSITORY)!r}]"
+        code = f"{forget}; from distributed.cli.dask_{program} import main; main()"
+        command = [sys.executable, "-P", "-c", code, "--scheduler-file", file, "--no-dashboard"]
+        command = [str(word) for word in (*command, *options, *more)]
+        processes.append(subprocess.Popen(command, env=environment, cwd=folder))
+
     try:
-        wait_until(lambda: file.exists() and file.stat().st_size > 100, 20)
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        for number in range(3):
+            (folder / str(number)).mkdir()
+            start(
+                "worker", "--nthreads", 1, "--no-nanny", "--local-directory", folder / str(number)
+            )
+        wait_until(lambda: file.exists() and file.stat().st_size > 100, 30)
         address = json.loads(file.read_text())["address"]
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(3, timeout=30)
-        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
         yield address
     finally:
         for process in processes:
             process.kill()
             process.wait(20)
+
+
+@pytest.fixture
+def scheduler_of_others(tmp_path, monkeypatch):
+    with cluster_of_others(tmp_path, {}) as address:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+        yield address
 
 
 def wait_until(condition, seconds):
@@ -190,7 +199,49 @@ def test_joined_tasks_go_on_when_the_workers_in_use_die(scheduler_of_others):
         chosen = cluster.workers[0]
         client = cluster.client
         client.run(os._exit, 1, workers=[chosen], on_error="ignore", wait=False)
+        wait_until(lambda: chosen not in client.scheduler_info()["workers"], 20)
         assert client.submit(lambda: where_am_i(), pure=False).result(timeout=30) != chosen
+
+
+def test_a_cluster_with_tls_is_joined_by_dasks_own_configuration(tmp_path, monkeypatch):
+    security = Security.temporary()
+    tls = {"ca-file": "tls_ca_file"}
+    for role in ("client", "scheduler", "worker"):
+        tls |= {f"{role}.cert": f"tls_{role}_cert", f"{role}.key": f"tls_{role}_key"}
+    settings, variables = {}, {}
+    for name, attribute in tls.items():
+        file = tmp_path / f"{attribute}.pem"
+        file.write_text(getattr(security, attribute))
+        settings[f"distributed.comm.tls.{name}"] = str(file)
+        variable = f"DASK_DISTRIBUTED__COMM__TLS__{name}".upper()
+        variables[variable.replace(".", "__").replace("-", "_")] = str(file)
+    with (
+        dask.config.set(settings),
+        cluster_of_others(tmp_path, variables, "--protocol", "tls") as address,
+    ):
+        assert address.startswith("tls://")
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+        with open_cluster(workers=2) as cluster:
+            assert cluster.client.submit(sum, [1, 2]).result() == 3
+            assert all(worker.startswith("tls://") for worker in cluster.workers)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tls://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
+        open_cluster(2)  # and here the reader has no certificate at all
+
+
+def test_a_killed_reader_leaves_nothing_with_the_others(scheduler_of_others):
+    program = """
+        import os, signal
+        from helpers.cluster import open_cluster
+        cluster = open_cluster()
+        print(*cluster.client.run(lambda: __import__("helpers").__file__).values(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    files = subprocess.run(command, capture_output=True, text=True, env=environment).stdout.split()
+    assert len(files) == 3
+    wait_until(lambda: not any(Path(file).exists() for file in files), 20)
 
 
 def test_a_dead_worker_is_replaced():
@@ -230,8 +281,7 @@ def run_and_signal(what, number):
     program = textwrap.dedent(
         f"""
         import time
-        from helpers.datasets import load_flights
-from helpers.cluster import open_cluster
+        from helpers.cluster import open_cluster
         if __name__ == "__main__":
             cluster = open_cluster(2)
             import glob, psutil
