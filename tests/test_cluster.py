@@ -198,7 +198,7 @@ def test_joined_tasks_go_on_when_the_workers_in_use_die(scheduler_of_others):
     with open_cluster(workers=1) as cluster:
         chosen = cluster.workers[0]
         client = cluster.client
-        client.run(os._exit, 1, workers=[chosen], on_error="ignore", wait=False)
+        os.kill(client.run(os.getpid)[chosen], signal.SIGKILL)
         wait_until(lambda: chosen not in client.scheduler_info()["workers"], 20)
         assert client.submit(lambda: where_am_i(), pure=False).result(timeout=30) != chosen
 
