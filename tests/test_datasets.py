@@ -28,7 +28,6 @@ from helpers.datasets import (
     TASKS,
     DataError,
     load_airlines,
-    load_airports,
     load_flights,
     load_growth,
     load_table,
@@ -95,7 +94,6 @@ def test_counts(flights):
     assert set(flights["carrier"]) == set(AIRLINES)
     assert load_weather().shape == (26_115, 15)
     assert tuple(load_airlines()["carrier"]) == AIRLINES
-    assert load_airports().shape == (1_458, 8)
 
 
 def test_a_known_flight_and_hour(flights):
@@ -163,7 +161,6 @@ def test_dictionary_explains_every_column(flights):
         "Flights": flights,
         "Weather": load_weather(),
         "Airlines": load_airlines(),
-        "Airports": load_airports(),
         "Growth: models": models,
         "Growth: accelerators": accelerators,
     }
