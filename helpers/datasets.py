@@ -196,6 +196,39 @@ def load_airlines() -> pd.DataFrame:
     return _read_frame(data_folder(), "airlines.parquet").copy()
 
 
+def load_growth() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How models and accelerators have grown: published figures, each with its source.
+
+    Returns
+    -------
+    models : pandas.DataFrame
+        ``name``, ``published`` (date), ``parameters``, ``active`` (parameters that one token
+        meets), ``tokens`` (number of tokens in training), ``source``. What was not published is
+        missing.
+    accelerators : pandas.DataFrame
+        ``name``, ``announced`` (date), ``peak_flops`` (FLOP/s of a matrix product, without
+        sparsity), ``precision``, ``memory_bytes``, ``source``.
+
+    Raises
+    ------
+    DataError
+        As in `load_flights`.
+
+    Examples
+    --------
+    >>> models, accelerators = load_growth()
+    >>> len(models), list(accelerators["name"])
+    (20, ['GTX 580', 'P100', 'V100', 'A100', 'H100', 'B200'])
+    """
+    import pandas as pd
+
+    tables = []
+    for name, day in (("models", "published"), ("accelerators", "announced")):
+        content = BytesIO(_read_verified(data_folder(), f"growth/{name}.csv"))
+        tables.append(pd.read_csv(content, parse_dates=[day]))
+    return tuple(tables)
+
+
 def _chosen(what: str, value, valid: Sequence) -> tuple:
     """The values asked for, each once and in the order of `valid`; all of them for None."""
     if value is None:
