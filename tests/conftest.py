@@ -51,6 +51,12 @@ def pytest_configure(config):
     config.many_hands_guard = sitecustomize
 
 
+def pytest_collection_finish(session):
+    """What is loaded now stays: the leak check need not look through it twice a test."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config):
     folder = getattr(config, "many_hands_folder", None)
     if folder:
