@@ -28,6 +28,8 @@ MEASURED = dict(linestyle="-", marker="o", color=COLOURS["blue"], label="measure
 PREDICTED = dict(linestyle="--", marker="s", fillstyle="none", color=COLOURS["red"])
 PREDICTED |= dict(label="predicted")
 
+LIMIT = dict(color=COLOURS["red"], label="one accelerator")
+
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
 
@@ -103,4 +105,91 @@ def plot_speedup(measured: dict, predicted: dict, cores: int | None = None, ax=N
     ax.set_xlim(0.7, most + 0.3)
     ax.set_xticks(range(1, most + 1))
     ax.legend(loc="upper left", fontsize=8)
+    return ax
+
+
+def plot_bars(measured: dict, predicted: dict, ax=None):
+    """Draw a bar for each measured value, and a dashed line where it was predicted.
+
+    Parameters
+    ----------
+    measured, predicted : dict of str to float
+        Values by name. A name without a prediction gets no line.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_bars({"loop": 1.0, "threads": 1.9}, {"threads": 2})
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['loop', 'threads']
+    """
+    ax = ax or plt.figure(figsize=(5, 3.2)).subplots()
+    colours = [COLOURS[name] for name in ("sky", "orange", "green", "purple", "yellow", "blue")]
+    for x, value in enumerate(measured.values()):
+        style = {"color": colours[x % len(colours)], "hatch": HATCHES[x % len(HATCHES)]}
+        ax.bar(x, value, edgecolor="black", label="measured" if x == 0 else None, **style)
+    for x, name in enumerate(measured):
+        if name in predicted:
+            ends, height = [x - 0.45, x + 0.45], [predicted[name]] * 2
+            ax.plot(ends, height, "--", color=COLOURS["black"], linewidth=2.2)
+    ax.set_xticks(range(len(measured)), list(measured))
+    return ax
+
+
+def plot_curve(measured: dict, predicted: dict, ax=None):
+    """Draw measured values, solid, beside a predicted curve, dashed, on a logarithmic axis.
+
+    Parameters
+    ----------
+    measured, predicted : dict of float to float
+        Values by their place on the horizontal axis.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_curve({1: 0.4, 10: 1.2}, {1: 0.5, 3: 0.8, 10: 1.3})
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['predicted', 'measured']
+    """
+    ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
+    ax.semilogx(list(predicted), list(predicted.values()), **(PREDICTED | {"marker": ""}))
+    ax.semilogx(list(measured), list(measured.values()), **MEASURED)
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_growth(dates, values, names, ax=None):
+    """Draw how values grew over the years: one circle each, on a logarithmic axis.
+
+    Parameters
+    ----------
+    dates, values, names : sequences of the same length
+        The name stands left of its circle; an empty name is no name.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from datetime import date
+    >>> plot_growth([date(2020, 5, 1)], [1.75e11], ["GPT-3"]).get_yscale()
+    'log'
+    """
+    ax = ax or plt.figure(figsize=(5.5, 4.4)).subplots()
+    ax.semilogy(dates, values, "o", color=COLOURS["blue"], label="a model")
+    style = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "center"}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    for name, date, value in zip(names, dates, values):
+        ax.annotate(name, (date, value), (-6, 0), **style)
+    ax.set_xlabel("year of publication")
     return ax
