@@ -274,6 +274,7 @@ def install(venv: Path, files: list[str], missing: list[str]) -> None:
     if done.returncode:
         explain_failed_install(venv, done.stdout)
     point_to_course(venv)
+    leave_out_news(venv)
     stamp["python"] = version_of(venv)
     stamp["files"].update({name: fingerprint(name) for name in files})
     (venv / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
@@ -324,6 +325,15 @@ def point_to_course(venv: Path) -> None:
             f"Python does not find the course in {ROOT}: move it to a folder whose "
             "path has only plain letters."
         )
+
+
+def leave_out_news(prefix: Path) -> None:
+    """Keep JupyterLab from asking, at its first start, whether it may fetch news."""
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    settings = prefix / "share" / "jupyter" / "lab" / "settings"
+    settings.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"@jupyterlab/apputils-extension:notification": quiet}, indent=1)
+    (settings / "overrides.json").write_text(text + "\n", encoding="utf-8")
 
 
 # ---- other programs -------------------------------------------------------------------------

@@ -402,6 +402,10 @@ def test_the_environment_is_made_kept_and_repaired(small_course):
     found = subprocess.run(elsewhere, cwd=venv, capture_output=True, text=True, check=True).stdout
     assert Path(found.strip()) == small_course / "helpers" / "__init__.py"
 
+    # JupyterLab is told not to ask whether it may fetch news.
+    overrides = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    assert "fetchNews" in overrides.read_text()
+
     # A requirement that changed is installed, into the same environment.
     (venv / "kept").touch()
     (small_course / "tests" / "requirements.txt").write_text(
