@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -96,18 +97,20 @@ def seconds_until_ready(program):
     RuntimeError
         The program ended without being ready, or failed afterwards.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=quiet_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    line = process.stdout.readline()
-    seconds = time.perf_counter() - start
-    _, errors = process.communicate(timeout=120)
+    # What a peer forgets to remove (Dask its scratch space) goes with the folder.
+    with tempfile.TemporaryDirectory(prefix="mh-", ignore_cleanup_errors=True) as folder:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=quiet_environment() | {"TMPDIR": folder, "TEMP": folder, "TMP": folder},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - start
+        _, errors = process.communicate(timeout=120)
     if process.returncode or not line:
         last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
         raise RuntimeError(f"A measured program failed: {last}")

@@ -166,8 +166,9 @@ def test_course_measures_no_notebook_that_fails(short_folder):
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the target is for two cores")
 def test_import_and_cluster_are_ready_within_the_target():
-    [case] = startup.run(5, {"cluster": startup.PROGRAMS["cluster"]})
-    assert case.ours <= IMPORT_AND_CLUSTER_SECONDS, case
+    # The quickest of several: what else the machine does only adds to it.
+    seconds = [seconds_until_ready(startup.OURS_CLUSTER) for _ in range(7)]
+    assert min(seconds) <= IMPORT_AND_CLUSTER_SECONDS, seconds
 
 
 @pytest.mark.slow

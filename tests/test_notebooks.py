@@ -163,8 +163,10 @@ def test_twice_in_one_kernel(notebook, short_folder):
     """Run All a second time: no error, and the same outputs where they are compared at all."""
     once = read(notebook)
     length = len(once.cells)
-    twice = nbformat.from_dict(once)
-    twice.cells += [nbformat.from_dict(cell) | {"id": f"{cell.id}-b"} for cell in once.cells]
+    again = nbformat.from_dict(once)
+    for cell in again.cells:
+        cell["id"] += "-b"
+    twice = nbformat.from_dict(once | {"cells": once.cells + again.cells})
     run, environment = execute(twice, short_folder)
     differ = [
         f"{first.source[:60]!r}: {printed(first)!r} and then {printed(second)!r}"
