@@ -112,13 +112,13 @@ def draw_system(workers: int, ax=None):
     ax = ax or plt.figure(figsize=(8.2, 0.9 * workers + 0.9)).subplots()
     middle = (workers - 1) / 2
     _box(ax, 0, middle, "client\n(this notebook)", width=1.7, height=0.6)
-    _box(ax, 3.3, middle, "scheduler\n(which task where)", width=1.8, height=0.6)
-    _arrow(ax, (0.9, middle), (2.35, middle), "<|-|>")
-    ax.text(1.62, middle + 0.1, "tasks,\nresults", ha="center", va="bottom", fontsize=8)
+    _box(ax, 3.3, middle, "scheduler\n(which task where)", width=2.0, height=0.6)
+    _arrow(ax, (0.9, middle), (2.25, middle), "<|-|>")
+    ax.text(1.57, middle + 0.1, "tasks,\nresults", ha="center", va="bottom", fontsize=8)
     for worker in range(workers):
         y = workers - 1 - worker
         _box(ax, 6.3, y, f"worker {worker}\n(a process)", COLOURS["sky"], 1.6, 0.6)
-        _arrow(ax, (4.25, middle), (5.45, y), "<|-|>")
+        _arrow(ax, (4.35, middle), (5.45, y), "<|-|>")
         if worker:
             _arrow(ax, (6.3, y + 0.68), (6.3, y + 0.32), "<|-|>", COLOURS["red"])
             words = "data, directly\nfrom worker to worker"
@@ -202,3 +202,38 @@ def _block(ax, x, y, width, height, colour, hatch, text):
         fontsize=9,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )
+
+
+def draw_references(targets, ax=None):
+    """Draw a list whose places refer to objects, several of them perhaps to the same one.
+
+    Parameters
+    ----------
+    targets : list of int
+        For each place of the list, the number of the object that it refers to.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = draw_references([0, 0])
+    >>> [text.get_text() for text in ax.texts]
+    ['results[0]', 'results[1]', 'model A']
+    """
+    ax = ax or plt.figure(figsize=(4, 0.5 * len(targets) + 0.3)).subplots()
+    objects = sorted(set(targets))
+    height = {number: -sum(p for p, t in enumerate(targets) if t == number) for number in objects}
+    for place in range(len(targets)):
+        _box(ax, 0, -place, f"results[{place}]", width=1.5, height=0.6)
+    for number in objects:
+        y = height[number] / targets.count(number)
+        _box(ax, 3.4, y, f"model {chr(65 + number)}", COLOURS["sky"], 1.4, 0.6)
+        for place, target in enumerate(targets):
+            if target == number:
+                _arrow(ax, (0.82, -place), (2.62, y))
+    ax.set(xlim=(-0.9, 4.3), ylim=(-len(targets) + 0.5, 0.5))
+    ax.axis("off")
+    return ax

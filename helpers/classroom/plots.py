@@ -11,6 +11,7 @@ import io
 
 import matplotlib.pyplot as plt
 from IPython.display import display
+from matplotlib.patheffects import withStroke
 
 COLOURS = {
     "blue": "#0072B2",
@@ -172,7 +173,7 @@ def plot_growth(dates, values, names, ax=None):
     Parameters
     ----------
     dates, values, names : sequences of the same length
-        The name stands left of its circle; an empty name is no name.
+        The name stands above its circle; an empty name is no name.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -187,9 +188,51 @@ def plot_growth(dates, values, names, ax=None):
     """
     ax = ax or plt.figure(figsize=(5.5, 4.4)).subplots()
     ax.semilogy(dates, values, "o", color=COLOURS["blue"], label="a model")
-    style = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "center"}
-    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    # White around the letters keeps them readable on a line, and hides no circle.
+    style = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "bottom"}
+    style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for name, date, value in zip(names, dates, values):
-        ax.annotate(name, (date, value), (-6, 0), **style)
+        ax.annotate(name, (date, value), (1, 4), **style)
     ax.set_xlabel("year of publication")
+    return ax
+
+
+def plot_rows(table: dict, limits: tuple[float, float], ax=None):
+    """Draw values as points in rows; one left of the axis as a triangle, with its number.
+
+    Parameters
+    ----------
+    table : dict of str to dict of str to float
+        ``{row: {kind: value}}``, with the same kinds in every row.
+    limits : tuple of float
+        Left and right end of the axis.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_rows({"by month": {"mean": -9.8, "weighted": 0.5}}, limits=(0, 1))
+    >>> [text.get_text() for text in ax.texts]
+    ['−9.8']
+    """
+    ax = ax or plt.figure(figsize=(6, 0.6 * len(table) + 0.8)).subplots()
+    kinds = list(next(iter(table.values())))
+    styles = [("o", COLOURS["blue"]), ("s", COLOURS["orange"]), ("D", COLOURS["green"])]
+    low, high = limits
+    for y, values in enumerate(table.values()):
+        for place, (kind, (marker, colour)) in enumerate(zip(kinds, styles)):
+            value, height = values[kind], y + 0.36 * (place - (len(kinds) - 1) / 2)
+            label, style = kind if y == 0 else None, {"color": colour, "markersize": 8}
+            ax.plot([], [], marker, label=label, linestyle="", **style)
+            if value >= low:
+                ax.plot(value, height, marker, **style)
+            else:
+                ax.plot(low, height, "<", clip_on=False, **style)
+                words = f"{value:.1f}".replace("-", "−")
+                ax.text(low + (high - low) / 30, height, words, va="center", fontsize=8)
+    ax.set(xlim=limits, ylim=(len(table) - 0.4, -0.6))
+    ax.set_yticks(range(len(table)), list(table))
     return ax
