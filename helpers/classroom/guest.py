@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,11 +67,11 @@ def _folder_of(cluster) -> Path:
 
 
 def _wait_for_guest(cluster, before: set, process) -> str:
-    try:
-        cluster.client.wait_for_workers(len(before) + 1, timeout=START_SECONDS)
-        (guest,) = set(cluster.workers) - before
-    except (TimeoutError, ValueError):
-        ended = process.poll()
-        why = "did not join in time" if ended is None else f"ended with status {ended}"
-        raise RuntimeError(f"The guest worker {why}: check the command and run again.") from None
-    return guest
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        if new := set(cluster.workers) - before:
+            return new.pop()
+        time.sleep(0.02)
+    ended = process.poll()
+    why = "did not join in time" if ended is None else f"ended with status {ended}"
+    raise RuntimeError(f"The guest worker {why}: check the command, then run the cell again.")
