@@ -158,8 +158,9 @@ class Page:
             raise AssertionError(f"waited {seconds} s in vain for {what}") from None
 
     def _idle(self):
-        panels = self.driver.find_elements(By.ID, "jp-bottom-panel")
-        return panels and "| Idle" in panels[0].text
+        # The status bar says it too, but some versions of Chromium come without that text.
+        mark = ".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status='idle']"
+        return bool(self.driver.find_elements(By.CSS_SELECTOR, mark))
 
     def cells(self):
         """The cells as JupyterLab holds them now: also those outside of the window."""
