@@ -194,6 +194,7 @@ def plot_growth(dates, values, names, ax=None):
     for name, date, value in zip(names, dates, values):
         ax.annotate(name, (date, value), (1, 4), **style)
     ax.set_xlabel("year of publication")
+    ax.margins(y=0.1)
     return ax
 
 
