@@ -141,17 +141,19 @@ def test_startup_measures_each_case_against_its_peers_and_its_limit():
 
 def made_up(path, stored):
     output = new_output("stream", name="stdout", text=stored)
-    cell = new_code_cell("x = bytearray(80 << 20); print(len(x))", outputs=[output])
+    cell = new_code_cell(
+        "import time; x = b'1' * (300 << 20); time.sleep(0.8); print(len(x))", outputs=[output]
+    )
     nbformat.write(clean(new_notebook(cells=[cell])), path)
     return path
 
 
 def test_course_measures_time_and_memory_of_a_notebook(short_folder):
-    [case] = course.run(1, [made_up(short_folder / "big.ipynb", f"{80 << 20}\n")])
+    [case] = course.run(1, [made_up(short_folder / "big.ipynb", f"{300 << 20}\n")])
     assert case.name == "big"
     assert case.limit > 0
     assert case.ours > 0
-    assert case.more["memory_MiB"] > 150
+    assert 300 < case.more["memory_MiB"] < 600
 
 
 def test_course_measures_no_notebook_that_fails(short_folder):
