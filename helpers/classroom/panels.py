@@ -105,7 +105,8 @@ class WorkerPanel:
 
     def _dashboard(self) -> widgets.HTML:
         link = html.escape(self.cluster.dashboard_link or "")
-        words = f'<a href="{link}" target="_blank" style="text-decoration: underline">Dask\'s dashboard of this cluster</a>'
+        style = 'target="_blank" style="text-decoration: underline"'
+        words = f'<a href="{link}" {style}>Dask\'s dashboard of this cluster</a>'
         return widgets.HTML(words if link else "This cluster has no dashboard.")
 
     def _running(self) -> str:
