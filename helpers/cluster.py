@@ -44,18 +44,13 @@ class _CourseClient(Client):
     """A client whose tasks go only to the workers in use.
 
     On a cluster that was joined we may not stop other people's workers. "Use two of its five
-    workers" therefore means: send the tasks to those two. Should all of them die, the tasks go
-    to the others rather than wait for ever.
+    workers" therefore means: send the tasks to those two.
     """
 
     in_use: list[str] | None = None
 
-    def _graph_to_futures(self, *args, workers=None, allow_other_workers=None, **kwargs):
-        if self.in_use and not workers:
-            workers, allow_other_workers = list(self.in_use), True
-        return super()._graph_to_futures(
-            *args, workers=workers, allow_other_workers=allow_other_workers, **kwargs
-        )
+    def _graph_to_futures(self, *args, workers=None, **kwargs):
+        return super()._graph_to_futures(*args, workers=workers or self.in_use, **kwargs)
 
     def scatter(self, data, workers=None, **kwargs):
         return super().scatter(data, workers=workers or self.in_use, **kwargs)

@@ -86,13 +86,30 @@ def _course_folder(files: bytes):
 
 
 def _scheduler_plugin(files: bytes, client_id: str, name: str):
-    """The modules for the scheduler; the end of the visit, however it comes."""
+    """The modules for the scheduler; care for dead workers; the end of the visit."""
 
     folder = _course_folder(files)
 
     class CourseScheduler(SchedulerPlugin):
         def start(self, scheduler):
+            self.scheduler = scheduler
             folder.unpack(scheduler.local_directory)
+
+        def transition(self, key, start, finish, *args, **kwargs):
+            if finish == "no-worker":
+                self.scheduler.loop.add_callback(self.let_others_run, key)
+
+        def let_others_run(self, key):
+            """When all workers that a reader uses have died, the others take over the tasks."""
+            task = self.scheduler.tasks.get(key)
+            if task is None or task.state != "no-worker" or not task.worker_restrictions:
+                return
+            wanted_by = {c.client_key for t in (task, *task.dependents) for c in t.who_wants}
+            if client_id in wanted_by and task.worker_restrictions.isdisjoint(
+                self.scheduler.workers
+            ):
+                task.worker_restrictions = None
+                self.scheduler.transitions({key: "processing"}, stimulus_id=f"{name}-{key}")
 
         def remove_client(self, scheduler, client):
             if client == client_id:

@@ -194,13 +194,29 @@ def test_joined_cluster_uses_some_of_its_workers(scheduler_of_others):
         assert cluster.n_workers == 3
 
 
+def test_tasks_stay_with_the_workers_in_use_also_when_others_are_idle(scheduler_of_others):
+    def here(_):
+        time.sleep(0.2)  # long enough for an idle worker to steal a task, if it may
+        return where_am_i()
+
+    with open_cluster(workers=1) as cluster:
+        client = cluster.client
+        assert set(client.gather(client.map(here, range(12)))) == set(cluster.workers)
+        parts = [dask.delayed(here)(number) for number in range(6)]
+        assert set(dask.compute(*parts)) == set(cluster.workers)
+        assert set(client.who_has(client.scatter([1, 2, 3])).values()) == {tuple(cluster.workers)}
+
+
 def test_joined_tasks_go_on_when_the_workers_in_use_die(scheduler_of_others):
     with open_cluster(workers=1) as cluster:
         chosen = cluster.workers[0]
         client = cluster.client
+        running = client.submit(lambda: time.sleep(1) or where_am_i(), pure=False)
+        wait_until(lambda: client.processing()[chosen], 20)
         os.kill(client.run(os.getpid)[chosen], signal.SIGKILL)
         wait_until(lambda: chosen not in client.scheduler_info()["workers"], 20)
         assert client.submit(lambda: where_am_i(), pure=False).result(timeout=30) != chosen
+        assert running.result(timeout=30) != chosen
 
 
 def test_a_cluster_with_tls_is_joined_by_dasks_own_configuration(tmp_path, monkeypatch):

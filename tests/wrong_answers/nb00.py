@@ -26,8 +26,25 @@ def without_replacement(delay, day, rng):
     return np.concatenate([delay[day == one] for one in rng.permutation(np.unique(day))]).mean()
 
 
-def only_three_days(delay, day, rng):
-    return np.concatenate([delay[day == one] for one in rng.choice(np.unique(day), 3)]).mean()
+def one_day_too_few(delay, day, rng):
+    days = np.unique(day)
+    drawn = rng.choice(days, len(days) - 1)
+    return np.concatenate([delay[day == one] for one in drawn]).mean()
+
+
+def each_day_once(delay, day, rng):
+    days = np.unique(day)
+    return delay[np.isin(day, rng.choice(days, len(days)))].mean()
+
+
+def busy_days_more_often(delay, day, rng):
+    drawn = rng.choice(day, len(np.unique(day)))
+    return np.concatenate([delay[day == one] for one in drawn]).mean()
+
+
+def own_generator(delay, day, rng):
+    drawn = np.random.default_rng().choice(np.unique(day), len(np.unique(day)))
+    return np.concatenate([delay[day == one] for one in drawn]).mean()
 
 
 WRONG = {
@@ -56,7 +73,10 @@ WRONG = {
         (single_flights, "single flights are drawn"),
         (mean_of_day_means, "you averaged the days' means"),
         (without_replacement, "the same for every seed"),
-        (only_three_days, "spread too much"),
+        (one_day_too_few, "as many days as there are days"),
+        (each_day_once, "must count twice"),
+        (busy_days_more_often, "as likely as the others"),
+        (own_generator, "the same seed must give the same mean"),
         (lambda delay, day, rng: delay, "return one number"),
     ],
     "00.quiz": [

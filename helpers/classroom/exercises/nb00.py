@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
+
 import numpy as np
 
 from helpers.classroom.checks import check_letters, close_to, exercise
@@ -91,26 +94,45 @@ def late_flights(answer):
     "wider interval.",
 )
 def resample_days(answer):
-    """Exercise 00.4: one bootstrap mean that draws whole days."""
-    rng = np.random.default_rng(0)
-    day = np.repeat(np.arange(1, 21), rng.integers(1, 60, 20))
-    level = np.arange(20.0) ** 2  # the delay of a flight depends on its day alone
-    delay = level[day - 1]
-    means = np.array([answer(delay, day, np.random.default_rng(seed)) for seed in range(300)])
-    if means.shape != (300,):
+    """Exercise 00.4: one bootstrap mean that draws whole days.
+
+    Three days with 1, 2 and 3 flights, all flights of a day equally late: from the mean one can
+    tell which days were drawn, and how often each.
+    """
+    sizes, level = np.array([1, 2, 3]), np.array([1.0, 20.0, 400.0])
+    day, delay = np.repeat([3, 8, 20], sizes), np.repeat(level, sizes)
+
+    def means_of(days, drawn):
+        """The means that `drawn` draws out of `days` days can give: {mean: ways}."""
+        ways = Counter()
+        for choice in product(range(days), repeat=drawn):
+            picked = list(choice)
+            ways[round(float(np.average(level[picked], weights=sizes[picked])), 6)] += 1
+        return ways
+
+    got = [answer(delay, day, np.random.default_rng(seed)) for seed in range(600)]
+    if np.shape(got) != (600,) or np.isnan(got).any():
         return "return one number: the mean delay of all flights of the days drawn."
-    if np.ptp(means) == 0:
-        return "your mean is the same for every seed: draw with the generator rng."
-    sizes = np.bincount(day)[1:]
-    drawn = [np.random.default_rng(s).integers(0, 20, 20) for s in range(4000)]
-    weighted = np.array([np.average(level[d], weights=sizes[d]) for d in drawn])
-    plain = np.array([level[d].mean() for d in drawn])
-    if means.std() < 0.5 * weighted.std():
-        return "your means hardly differ: it seems that single flights are drawn, not whole days."
-    if abs(means.mean() - plain.mean()) < abs(means.mean() - weighted.mean()):
+    again = [answer(delay, day, np.random.default_rng(seed)) for seed in range(20)]
+    if again != got[:20]:
+        return "the same seed must give the same mean: draw with the generator rng, and no other."
+    seen, expected = Counter(np.round(got, 6).tolist()), means_of(3, 3)
+    if len(seen) == 1:
+        return "your mean is the same for every seed: draw with replacement."
+    strange = set(seen) - set(expected)
+    of_days = {round(float(level[list(c)].mean()), 6) for c in product(range(3), repeat=3)}
+    if strange and strange <= set(means_of(3, 2)):
+        all_days = round(float(delay.mean()), 6) in seen  # impossible with two days
+        if all_days:
+            return "a day that is drawn twice must count twice."
+        return "draw as many days as there are days: here 3."
+    if strange and strange <= of_days:
         return "you averaged the days' means: a day with more flights must count for more."
-    if not 0.75 < means.std() / weighted.std() < 1.3:
-        return "your means spread too much: draw as many days as there are days."
+    if strange:
+        return "it seems that single flights are drawn: draw days, and take all their flights."
+    share = seen[max(expected)] / 600  # the busiest day three times: one way of 27
+    if not 0.01 < share < 0.08:
+        return "each day must be as likely as the others: draw from np.unique(day)."
     return None
 
 
