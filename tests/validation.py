@@ -210,9 +210,11 @@ def printed(cell):
     """What a code cell printed and showed as text."""
     texts = []
     for output in cell.outputs:
+        # One print may come in several pieces.
         texts.append(output.get("text", ""))
-        texts.append(output.get("data", {}).get("text/plain", ""))
-    return "\n".join(texts)
+        if "data" in output:
+            texts.append(output.data.get("text/plain", "") + "\n")
+    return "".join(texts)
 
 
 CHECK = re.compile(r"^check\(\s*[\"']([^\"']+)[\"']", re.MULTILINE)
