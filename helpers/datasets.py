@@ -1,4 +1,4 @@
-"""The flights that left New York in 2013, cut by month, by origin airport and by airline.
+"""The flights that were to leave New York in 2013, cut by month, by origin airport and by airline.
 
 `load_flights`, `load_weather` and `load_airlines` give the data as it is;
 `load_table` gives numbers that are ready for a model. The files lie in the folder ``data`` beside

@@ -44,7 +44,8 @@ def double():
         (lambda x: 2 * x, "correct. You can double."),
         (lambda x: x, "not yet: 3 must become 6. Hint: Add it to itself."),
         (lambda: 6, "not yet: your answer stopped with TypeError"),
-        ("six", "not yet: your answer stopped with TypeError"),
+        (lambda x: None, "not yet: your function returns nothing"),
+        ("six", "not yet: give the function itself, without calling it."),
     ],
 )
 def test_check_says_what_is_wrong(double, answer, says, capsys):
@@ -179,7 +180,7 @@ def test_speedup_is_drawn_from_the_data():
     assert lines["predicted"].get_ydata() == pytest.approx([1, 2, 4])
     assert lines["measured"].get_linestyle() == "-"
     assert lines["predicted"].get_linestyle() == "--"
-    assert "more than this machine has" in [text.get_text() for text in ax.texts]
+    assert "more workers than cores" in [text.get_text() for text in ax.texts]
     plt.close(ax.figure)
     alone = plot_speedup({1: 4.0}, {1: 4.0, 2: 2.0}, cores=2)
     assert not alone.texts

@@ -83,6 +83,10 @@ class _NotAnswered(Exception):
     """The reader's function returned ``...``."""
 
 
+class _ReturnsNothing(Exception):
+    """The reader's function has no ``return``."""
+
+
 def _verdict(exercise: Exercise, answer) -> str:
     if _is_open(answer):
         return "not answered yet."
@@ -92,8 +96,12 @@ def _verdict(exercise: Exercise, answer) -> str:
         fault = exercise.find_fault(answer)
     except _NotAnswered:
         return "not answered yet."
+    except _ReturnsNothing:
+        fault = "your function returns nothing: end it with `return` and the value."
     except Exception as error:  # the reader's code failed, or gave a value of another kind
-        fault = f"your answer stopped with {type(error).__name__}: {error}"
+        fault = f"your answer stopped with {type(error).__name__}: {error}."
+        if not callable(answer) and "not callable" in str(error):
+            fault = "give the function itself, without calling it."
     if fault is None:
         return f"correct. {exercise.shows}"
     return f"not yet: {fault} Hint: {exercise.hint}"
@@ -113,6 +121,8 @@ def _watched(function):
     @functools.wraps(function)
     def watched(*args, **kwargs):
         value = function(*args, **kwargs)
+        if value is None:
+            raise _ReturnsNothing
         if _is_open(value):
             raise _NotAnswered
         return value

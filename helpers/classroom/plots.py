@@ -77,7 +77,7 @@ def plot_speedup(measured: dict, predicted: dict, cores: int | None = None, ax=N
     predicted : dict of int to float
         Seconds that were predicted, by number of workers; must hold 1 worker.
     cores : int, optional
-        Cores of the machine: beyond them a grey ground says that nothing was measured there.
+        Cores that the workers can share: beyond them, on a grey area, workers take turns.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -101,7 +101,7 @@ def plot_speedup(measured: dict, predicted: dict, cores: int | None = None, ax=N
     ax.plot([1, most], [1, most], ":", color="grey", label="ideal: n workers, n times as fast")
     if cores and cores < most:
         ax.axvspan(cores + 0.08, most + 0.3, color="0.93", zorder=0)
-        ax.text((cores + most) / 2, 0.25, "more than this machine has", ha="center", fontsize=8)
+        ax.text((cores + most) / 2, 0.25, "more workers than cores", ha="center", fontsize=8)
     ax.set(xlabel="workers", ylabel="speed-up (times)", ylim=(0, most + 0.5))
     ax.set_xlim(0.7, most + 0.3)
     ax.set_xticks(range(1, most + 1))

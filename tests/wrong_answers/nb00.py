@@ -7,9 +7,9 @@ import numpy as np
 from helpers.datasets import load_flights
 
 
-def count(is_late):
+def count(is_late, column="arr_delay"):
     flights = load_flights()
-    delays = flights["arr_delay"].groupby(flights["origin"], observed=True)
+    delays = flights[column].groupby(flights["origin"], observed=True)
     return {origin: int(is_late(delay).sum()) for origin, delay in delays}
 
 
@@ -42,6 +42,12 @@ def busy_days_more_often(delay, day, rng):
     return np.concatenate([delay[day == one] for one in drawn]).mean()
 
 
+def flights_drawn_again(delay, day, rng):
+    days = np.unique(day)
+    drawn = np.concatenate([delay[day == one] for one in rng.choice(days, len(days))])
+    return rng.choice(drawn, len(drawn)).mean()
+
+
 def own_generator(delay, day, rng):
     drawn = np.random.default_rng().choice(np.unique(day), len(np.unique(day)))
     return np.concatenate([delay[day == one] for one in drawn]).mean()
@@ -60,6 +66,9 @@ WRONG = {
         (lambda one, n, workers: one / n * workers, "you multiplied"),
         (lambda one, n, workers: 100 * one / n / workers, "not a percentage"),
         (lambda one, n: one / n, "stopped with TypeError"),
+        (lambda one, n, workers: n * workers / one, "work twice"),
+        (lambda one, n, workers: 0.8 if workers > 1 else 1.0, "but not for 10 s"),
+        (0.8, "without calling it"),
     ],
     "00.3": [
         (count(lambda delay: delay.notna()), "you counted all flights"),
@@ -67,6 +76,8 @@ WRONG = {
         (count(lambda delay: delay > 0), "you counted every delay"),
         (count(lambda delay: ~(delay <= 15)), "flights that never arrived"),
         ([28_000, 24_000, 24_000], "give a dict"),
+        (count(lambda delay: delay > 15, "dep_delay"), "late departures"),
+        ({"EWR": 0.25, "JFK": 0.22, "LGA": 0.23}, "these are shares"),
         ({"EWR": 1, "JFK": 2, "LGA": 3}, "the count of EWR"),
     ],
     "00.4": [
@@ -78,6 +89,7 @@ WRONG = {
         (busy_days_more_often, "as likely as the others"),
         (own_generator, "the same seed must give the same mean"),
         (lambda delay, day, rng: delay, "return one number"),
+        (lambda delay, day, rng: None, "returns nothing"),
     ],
     "00.quiz": [
         ({"1": "a", "2": "c", "3": "a", "4": "b"}, "a thread lives inside one process"),

@@ -39,7 +39,7 @@ def seconds_of_job(answer):
     "00.2",
     hint="Speed-up is the time of one worker divided by the time of n. Efficiency is the share "
     "of it that n perfect workers would have reached.",
-    shows="An efficiency of 1 means that no worker ever waited.",
+    shows="An efficiency of 1 means that nothing was lost.",
 )
 def efficiency(answer):
     """Exercise 00.2: efficiency of n workers."""
@@ -48,6 +48,8 @@ def efficiency(answer):
         return "that is the speed-up, 3.2; divide it by the number of workers."
     if close_to(got, 2.5 / 8.0) or close_to(got, 2.5 / 8.0 / 4):
         return "your fraction is upside down: the time of one worker stands above."
+    if close_to(got, 2.5 * 4 / 8.0):
+        return "all is upside down: an efficiency above 1 would mean that workers work twice."
     if close_to(got, 80.0):
         return "an efficiency is a share between 0 and 1, not a percentage."
     if close_to(got, 8.0 / 2.5 * 4):
@@ -56,6 +58,8 @@ def efficiency(answer):
         return f"8 s on one worker and 2.5 s on four give 0.8, your function says {got!r}."
     if not close_to(answer(3.0, 3.0, 1), 1.0):
         return "one worker compared with itself has an efficiency of 1."
+    if not close_to(answer(10.0, 3.0, 8), 10 / 24):
+        return "right for 8 s, 2.5 s and 4 workers, but not for 10 s, 3 s and 8 workers."
     return None
 
 
@@ -63,7 +67,7 @@ def efficiency(answer):
     "00.3",
     hint="load_flights(origin=origin) gives the flights of one airport; a flight without "
     "arr_delay (it was cancelled or diverted) is not late.",
-    shows="Three tasks, one an airport, ran on your workers, and only three numbers came back.",
+    shows="If you let the workers count, only three numbers came back to the notebook.",
 )
 def late_flights(answer):
     """Exercise 00.3: late flights by origin, counted by workers."""
@@ -82,25 +86,30 @@ def late_flights(answer):
         return "you counted every delay; late means more than 15 minutes."
     if answer == late.agg(lambda delay: int((~(delay <= 15)).sum())).to_dict():
         return "flights that never arrived (their delay is NaN) slipped into your count."
+    departure = flights["dep_delay"].groupby(flights["origin"], observed=True)
+    if answer == departure.agg(lambda delay: int((delay > 15).sum())).to_dict():
+        return "you counted late departures (dep_delay); the question is about arrivals."
+    if all(0 < value < 1 for value in answer.values()):
+        return "these are shares; give the numbers of flights."
     wrong = [origin for origin in expected if answer[origin] != expected[origin]]
     return f"the count of {wrong[0]} is not right." if wrong else None
 
 
 @exercise(
     "00.4",
-    hint="Draw day numbers with rng.choice(days, len(days)); put the delays of the drawn days "
-    "together, a day drawn twice counts twice; then take the mean of all these flights.",
+    hint="Which days are there? Draw from these, with replacement. A day drawn twice brings its "
+    "flights twice.",
     shows="Flights of one day share weather and queues. Whole days, drawn anew, give the honest, "
     "wider interval.",
 )
 def resample_days(answer):
     """Exercise 00.4: one bootstrap mean that draws whole days.
 
-    Three days with 1, 2 and 3 flights, all flights of a day equally late: from the mean one can
-    tell which days were drawn, and how often each.
+    Three days with 1, 2 and 3 flights: from the mean one can tell which days were drawn, and how
+    often each, and whether all flights of a day came with it.
     """
-    sizes, level = np.array([1, 2, 3]), np.array([1.0, 20.0, 400.0])
-    day, delay = np.repeat([3, 8, 20], sizes), np.repeat(level, sizes)
+    sizes, level = np.array([1, 2, 3]), np.array([1.0, 21.0, 410.0])
+    day, delay = np.repeat([3, 8, 20], sizes), np.array([1.0, 20.0, 22.0, 400.0, 410.0, 420.0])
 
     def means_of(days, drawn):
         """The means that `drawn` draws out of `days` days can give: {mean: ways}."""
@@ -138,7 +147,7 @@ def resample_days(answer):
 
 @exercise(
     "00.quiz",
-    hint="The answers stand in sections 2 to 6.",
+    hint="Sections 2, 4, 4 and 5, in this order.",
     shows="You are ready for notebook 01.",
 )
 def quiz(answers):
@@ -149,8 +158,8 @@ def quiz(answers):
         "1c": "a core is hardware; the operating system decides which process runs on it.",
         "2a": "the data were loaded before the clock started, on every worker.",
         "2b": "the tasks were the same: same months, same seeds.",
-        "3b": "twelve tasks on six workers take two rounds, so time would still fall up to 12.",
-        "3c": "a prediction is drawn there, but nothing was measured beyond the cores.",
+        "3b": "twelve tasks on six workers take two rounds; twelve workers need only one.",
+        "3c": "with twelve workers each has one task, and a thirteenth finds none.",
         "4a": "the answers agree to the last digit: a seed belongs to the task, not the worker.",
         "4c": "order does not matter here: each task is independent of the others.",
     }
