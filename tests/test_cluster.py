@@ -21,6 +21,7 @@ from distributed import Client, Security
 
 from helpers.cluster import open_cluster, usable_cores, usable_memory
 from helpers.datasets import load_flights
+from tests.validation import NOTEBOOKS, clean_environment, kernel_client, leftovers, read
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -243,6 +244,18 @@ def test_a_cluster_with_tls_is_joined_by_dasks_own_configuration(tmp_path, monke
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tls://127.0.0.1:9")
     with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
         open_cluster(2)  # and here the reader has no certificate at all
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run_on_a_cluster_of_others(path, scheduler_of_others, tmp_path):
+    environment = clean_environment(tmp_path / "run")
+    environment["DASK_SCHEDULER_ADDRESS"] = scheduler_of_others
+    notebook = read(path)
+    kernel_client(notebook, tmp_path / "run").execute(env=environment)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert leftovers(environment) == []
+    wait_until(lambda: not list(tmp_path.rglob("many-hands-*")), 20)
 
 
 def test_a_killed_reader_leaves_nothing_with_the_others(scheduler_of_others):
