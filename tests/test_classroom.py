@@ -315,7 +315,7 @@ def test_room_check_of_this_machine(capsys):
 
 def test_room_check_in_a_terminal_says_fail_by_its_exit_status(tmp_path):
     program = (
-        "import sys, runpy; from pathlib import Path; import helpers.datasets as d;"
+        "import sys, runpy; from pathlib import Path; import helpers.datasets.files as d;"
         f"d.data_folder = lambda: Path({str(tmp_path)!r});"
         "runpy.run_module('helpers.classroom.preflight', run_name='__main__')"
     )

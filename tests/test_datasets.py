@@ -19,7 +19,6 @@ from conftest import ROOT
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
 
-from helpers import datasets
 from helpers.cluster import open_cluster
 from helpers.datasets import (
     AIRLINES,
@@ -27,6 +26,7 @@ from helpers.datasets import (
     ORIGINS,
     TASKS,
     DataError,
+    files,
     load_airlines,
     load_flights,
     load_growth,
@@ -34,6 +34,7 @@ from helpers.datasets import (
     load_weather,
     verify,
 )
+from helpers.datasets import tables as tables_module
 
 TAKE_OFF, BEFORE, LATE = TASKS
 ORDER = ["month", "day", "sched_dep_time", "carrier", "flight"]
@@ -78,7 +79,7 @@ def copied_folder(tmp_path, monkeypatch):
     """A copy of the data folder, which the helpers read instead of the true one."""
     folder = tmp_path / "data"
     shutil.copytree(ROOT / "data", folder)
-    monkeypatch.setattr(datasets, "data_folder", lambda: folder)
+    monkeypatch.setattr(files, "data_folder", lambda: folder)
     return folder
 
 
@@ -191,7 +192,8 @@ def test_integers_do_not_overflow(flights):
 
 
 def test_examples_in_the_documentation():
-    result = doctest.testmod(datasets)
+    results = [doctest.testmod(module) for module in (files, tables_module)]
+    result = doctest.TestResults(*(sum(column) for column in zip(*results, strict=True)))
     assert result.attempted >= 10
     assert result.failed == 0
 
@@ -261,7 +263,7 @@ def test_list_of_checksums_is_needed(copied_folder):
 
 
 def test_missing_folder_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "data_folder", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "nowhere")
     assert len(verify()) == 1
     with pytest.raises(DataError, match="SHA256SUMS is missing"):
         load_flights(month=1)
@@ -347,8 +349,8 @@ def test_features_are_what_their_names_say(tables, flights):
 def test_impossible_wind_counts_as_unknown():
     storm = load_weather(month=2)
     assert storm["wind_speed"].max() > 1_000  # the source's error is kept in the data
-    frame = datasets._read_frame(datasets.data_folder(), "weather/2013-02.parquet")
-    assert datasets._weather_grids(frame)["wind speed"].max() < 10
+    frame = files.read_frame(files.data_folder(), "weather/2013-02.parquet")
+    assert tables_module._weather_grids(frame)["wind speed"].max() < 10
 
 
 def test_shape_and_scale(tables):
@@ -377,7 +379,7 @@ def test_normal_equations_are_well_conditioned(tables):
 @pytest.mark.parametrize("task", TASKS)
 def test_target_does_not_leak(monkeypatch, task):
     """Whatever happens after the forecast may change without any feature's noticing."""
-    true_read = datasets._read_frame
+    true_read = files.read_frame
     later = LATER + ["dep_delay"] * (task != TAKE_OFF)
 
     def read_scrambled(folder, name):
@@ -390,7 +392,7 @@ def test_target_does_not_leak(monkeypatch, task):
         return frame
 
     before = load_table(task, month=4)
-    monkeypatch.setattr(datasets, "_read_frame", read_scrambled)
+    monkeypatch.setattr(files, "read_frame", read_scrambled)
     after = load_table(task, month=4)
     assert not np.array_equal(after.y, before.y)  # the scrambling did happen
     assert np.array_equal(after.X, before.X)
@@ -508,7 +510,7 @@ def test_loads_quickly_and_keeps_little():
     def seconds(**part):
         times = []
         for _ in range(3):
-            datasets._read_frame.cache_clear()
+            files.read_frame.cache_clear()
             start = time.process_time()
             load_table(TAKE_OFF, **part)
             times.append(time.process_time() - start)
@@ -519,7 +521,7 @@ def test_loads_quickly_and_keeps_little():
     load_flights()
     load_weather()
     names = [name for name in FILES if name.endswith("parquet")]
-    frames = [datasets._read_frame(datasets.data_folder(), name) for name in names]
+    frames = [files.read_frame(files.data_folder(), name) for name in names]
     assert sum(frame.memory_usage(deep=True).sum() for frame in frames) < 50e6
 
 
