@@ -136,7 +136,9 @@ def _worker_plugin(files: bytes | None):
             from threadpoolctl import threadpool_limits
 
             # The variables hold back libraries that are loaded later, the call those loaded now.
+            # (VECLIB: Apple's library, which threadpoolctl cannot see.)
             names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+            names += ["VECLIB_MAXIMUM_THREADS"]
             self.before = {name: os.environ.get(name) for name in names}
             os.environ.update(dict.fromkeys(names, "1"))
             self.limits = threadpool_limits(limits=1)

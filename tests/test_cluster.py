@@ -113,8 +113,12 @@ def test_scale_keeps_results_and_changes_processes():
 def test_blas_has_one_thread_also_when_the_environment_asks_for_more(monkeypatch):
     from threadpoolctl import threadpool_info
 
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    for name in names:
         monkeypatch.setenv(name, "2")
+
+    def variables():
+        return {os.environ[name] for name in names}
 
     def threads():
         import numpy  # noqa: F401
@@ -125,6 +129,7 @@ def test_blas_has_one_thread_also_when_the_environment_asks_for_more(monkeypatch
     with open_cluster(workers=1) as cluster:
         found = cluster.client.submit(threads).result()
         assert found and set(found) == {1}
+        assert cluster.client.submit(variables).result() == {"1"}
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, 2.0, True, "2", float("nan"), [2]])

@@ -30,6 +30,14 @@ def with_overlap(client, parts):
     return parts[0]
 
 
+def while_handing_out(tasks, seconds, workers, overhead):
+    free = [0.0] * workers
+    for task in range(tasks):
+        first = free.index(min(free))
+        free[first] = max(free[first], (task + 1) * overhead) + seconds
+    return max(free)
+
+
 def relu(a):
     return np.maximum(a, 0)
 
@@ -42,8 +50,11 @@ WRONG = {
         (lambda n, t, a, peak, share: 6 * n * t / (a * peak * share) / 3600, "in hours"),
         (lambda n, t, a, peak, share: 6 * n * t / (peak * share) / DAY, "number of accelerators"),
         (lambda n, t, a, peak, share: 6 * n * t * share / (a * peak) / DAY, "multiplied by"),
+        (lambda n, t, a, peak, share: 6 * n * t / (a * peak * share) / 60, "in minutes"),
+        (lambda n, t, a, peak, share: 6 * n * t / (a * share) / DAY, "the peak is missing"),
+        (lambda n, t, a, peak, share: round(6 * n * t / (a * peak * share) / DAY), "rounding"),
         (lambda n, t, a, peak, share: n * t, "should take 8.33 days"),
-        (67.5, "stopped with TypeError"),
+        (67.5, "give the function itself"),
     ],
     "01.2": [
         (chain_sum, "in a chain of 7 additions"),
@@ -61,6 +72,17 @@ WRONG = {
         (lambda n, d, m, p, s: (8 * (n * d + p * d * m), 8 * (p * n * d + d * m)), "not 8"),
         (lambda n, d, m, p, s: s * (n * d + p * d * m), "return two numbers"),
         (lambda n, d, m, p, s: (s * n * d, s * p * n * d), "it should be (122400, 600480)"),
+        (
+            lambda n, d, m, p, s: np.array([n * d + p * d * m, p * n * d + d * m]) * s / 1e9,
+            "these are GB",
+        ),
+        (
+            lambda n, d, m, p, s: (
+                s * (n * d + p * d * m + n * m),
+                s * (p * n * d + d * m + n * m),
+            ),
+            "Y is not sent",
+        ),
     ],
     "01.4": [
         (lambda X0, X1, W0, W1: relu(X0 @ W0) + relu(X1 @ W1), "relu is applied to each part"),
@@ -69,6 +91,7 @@ WRONG = {
         (lambda X0, X1, W0, W1: np.hstack([X0 @ W0, X1 @ W1]), "not put side by side"),
         (lambda X0, X1, W0, W1: relu(X0 @ W0), "worker 1 is missing"),
         (lambda X0, X1, W0, W1: (relu(X0 @ W0) + relu(X1 @ W1)) / 2, "average of two sub-models"),
+        (lambda X0, X1, W0, W1: relu(np.hstack([X0, X1]) @ np.vstack([W0, W1])), "together again"),
     ],
     "01.5": [
         (lambda n, t, p, h: n * h + n * t / p, "a task is never divided"),
@@ -77,10 +100,11 @@ WRONG = {
         (lambda n, t, p, h: math.ceil(n / p) * (t + h), "one scheduler for all"),
         (lambda n, t, p, h: n * (h + t), "not divided between the workers"),
         (lambda n, t, p, h: n * h + n // p * t, "the last round is missing"),
+        (while_handing_out, "count cautiously"),
     ],
     "01.quiz": [
         ({"1": "a", "2": "b", "3": "b", "4": "c"}, "delayed sends nothing"),
-        ({"1": "c", "2": "a", "3": "b", "4": "c"}, "messages make it distributed"),
+        ({"1": "c", "2": "a", "3": "b", "4": "c"}, "nothing is rewritten"),
         ({"1": "c", "2": "c", "3": "b", "4": "c"}, "memories of their own"),
         ({"1": "c", "2": "b", "3": "a", "4": "c"}, "an ensemble"),
         ({"1": "c", "2": "b", "3": "c", "4": "c"}, "the rows are cut"),
