@@ -29,7 +29,8 @@ MEASURED = dict(linestyle="-", marker="o", color=COLOURS["blue"], label="measure
 PREDICTED = dict(linestyle="--", marker="s", fillstyle="none", color=COLOURS["red"])
 PREDICTED |= dict(label="predicted")
 
-LIMIT = dict(color=COLOURS["red"], label="one accelerator")
+MODEL = dict(linestyle="", marker="o", color=COLOURS["blue"], label="a model")
+LIMIT = dict(linestyle="-", marker="s", color=COLOURS["red"], label="one accelerator")
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
@@ -142,12 +143,14 @@ def plot_bars(measured: dict, predicted: dict, ax=None):
 
 
 def plot_curve(measured: dict, predicted: dict, ax=None):
-    """Draw measured values, solid, beside a predicted curve, dashed, on a logarithmic axis.
+    """Draw measured values, solid, beside predicted curves, dashed, on a logarithmic axis.
 
     Parameters
     ----------
-    measured, predicted : dict of float to float
+    measured : dict of float to float
         Values by their place on the horizontal axis.
+    predicted : dict of str to dict of float to float
+        One or two curves by name, at the same places. The area between two is shaded.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -156,25 +159,32 @@ def plot_curve(measured: dict, predicted: dict, ax=None):
 
     Examples
     --------
-    >>> ax = plot_curve({1: 0.4, 10: 1.2}, {1: 0.5, 3: 0.8, 10: 1.3})
+    >>> ax = plot_curve({1: 0.4, 10: 1.2}, {"predicted": {1: 0.5, 3: 0.8, 10: 1.3}})
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['predicted', 'measured']
     """
     ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
-    ax.semilogx(list(predicted), list(predicted.values()), **(PREDICTED | {"marker": ""}))
+    for (name, curve), dashes in zip(predicted.items(), ("--", (0, (2, 2))), strict=False):
+        style = PREDICTED | {"marker": "", "linestyle": dashes, "label": name}
+        ax.semilogx(list(curve), list(curve.values()), **style)
+    if len(predicted) == 2:
+        low, high = predicted.values()
+        ax.fill_between(list(low), list(low.values()), list(high.values()), color="0.93", zorder=0)
     ax.semilogx(list(measured), list(measured.values()), **MEASURED)
     ax.legend(loc="lower right")
     return ax
 
 
-def plot_growth(dates, values, names, ax=None):
-    """Draw how values grew over the years: one circle each, on a logarithmic axis.
+def plot_growth(dates, values, names, ax=None, limit=False):
+    """Draw how values grew over the years: one mark each, on a logarithmic axis.
 
     Parameters
     ----------
     dates, values, names : sequences of the same length
-        The name stands above its circle; an empty name is no name.
+        The name stands left above its circle, or right below its square; an empty one is no name.
     ax : matplotlib.axes.Axes, optional
+    limit : bool
+        True for what one accelerator can do (squares on a line), False for models (circles).
 
     Returns
     -------
@@ -187,14 +197,17 @@ def plot_growth(dates, values, names, ax=None):
     'log'
     """
     ax = ax or plt.figure(figsize=(5.5, 4.4)).subplots()
-    ax.semilogy(dates, values, "o", color=COLOURS["blue"], label="a model")
-    # White around the letters keeps them readable on a line, and hides no circle.
-    style = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "bottom"}
+    ax.semilogy(dates, values, **(LIMIT if limit else MODEL))
+    where = dict(xytext=(-3, 1), ha="right", va="bottom", fontsize=8)
+    if limit:
+        where = dict(xytext=(1, -4), ha="left", va="top", fontsize=7)
+    # White around the letters keeps them readable on a line.
+    style = {"textcoords": "offset points", "color": ax.lines[-1].get_color()}
     style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for name, date, value in zip(names, dates, values):
-        ax.annotate(name, (date, value), (1, 4), **style)
-    ax.set_xlabel("year of publication")
-    ax.margins(y=0.1)
+        ax.annotate(name, (date, value), **where, **style)
+    ax.set_xlabel("year")
+    ax.margins(0.1)
     return ax
 
 
