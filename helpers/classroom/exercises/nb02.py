@@ -35,6 +35,17 @@ def _exchanged(X, y, model, n_splits):
     return _right(X, y, model, n_splits)[::-1]
 
 
+def _middle_exchanged(X, y, model, n_splits):
+    results, middle = _right(X, y, model, n_splits), n_splits // 2
+    results[middle - 1], results[middle] = results[middle], results[middle - 1]
+    return results
+
+
+def _one_repeated(X, y, model, n_splits):
+    parts = _parts(X, y, n_splits)
+    return [_fresh(model, *part) for part in [*parts[:-1], *parts[-2:-1]]]
+
+
 def _one_missing(X, y, model, n_splits):
     return _right(X, y, model, n_splits)[:-1]
 
@@ -57,6 +68,14 @@ _FAULTY = (
     ),
     (_exchanged, "it passes a program that returns the right models in the wrong order."),
     (_one_missing, "it passes a program that leaves out the last part."),
+    (
+        _middle_exchanged,
+        "it passes a program that exchanges two parts in the middle: look at every model.",
+    ),
+    (
+        _one_repeated,
+        "it passes a program whose last model learnt from the part before: look at every model.",
+    ),
 )
 
 
@@ -69,7 +88,12 @@ def sound_training(answer):
     """Exercise 02.1: a test that tells a sound training function from a faulty one."""
     if not callable(answer):
         return "give the function itself: check(..., is_sound), without calling it."
-    verdict = answer(_right)
+    try:
+        verdict = answer(_right)
+    except AssertionError:
+        return (
+            "it rejects a right program, with an AssertionError: a clone for each part, in order."
+        )
     if not isinstance(verdict, (bool, np.bool_)):
         return f"the test should return True or False; it returned a {type(verdict).__name__}."
     if not verdict:
@@ -79,6 +103,8 @@ def sound_training(answer):
             passed = bool(answer(train))
         except (IndexError, ValueError):  # the reader's test stumbled over it: found, too
             passed = False
+        except AssertionError:
+            return "it finds a faulty program, but by an error: return False in place of `assert`."
         if passed:
             return sentence
     return None
@@ -100,7 +126,7 @@ def _rows(seed, *sizes, d=3):
 
 @exercise(
     "02.2",
-    hint="The mean of both parts together is (n_a · w_a + n_b · w_b) / (n_a + n_b).",
+    hint="n_a · w_a is the sum that stands behind a mean. What is the sum behind the merged one?",
     shows="Merged pairs give the mean of all parts, in any order: a tree of workers can do it.",
 )
 def merge_two_means(answer):
@@ -128,6 +154,11 @@ def merge_two_means(answer):
         return f"for {w_a} of 30 rows and {w_b} of 10 rows it should be {mean}, not {w}."
     if n != n_a + n_b:
         return f"the merged weights stand for {n_a + n_b} rows, not for {n}: a third part needs it."
+    w, n = answer((w_a.copy(), 7), (w_b.copy(), 21))
+    if not close_to(w, (w_a + 3 * w_b) / 4, 1e-9) or n != 28:
+        return (
+            "it is right for parts of 30 and 10 rows only; use the numbers that come in the pairs."
+        )
     return None
 
 
@@ -136,12 +167,12 @@ def merge_two_means(answer):
 
 @exercise(
     "02.3",
-    hint="Count numbers: n rows of d features and a target, against (d + 1)² and d + 1.",
+    hint="How many numbers do both sums have together? What do they share with those of the rows?",
     shows="From three rows more than features on, the sums are smaller than the rows.",
 )
 def break_even_rows(answer):
     """Exercise 02.3: from how many rows on sums are smaller than rows."""
-    d = 50
+    d = 2  # here all mistakes differ
     mistakes = {
         d + 2: "with d + 2 rows both are equally large; we ask where the sums are smaller.",
         d + 1: "XᵀX alone has (d + 1)² numbers; Xᵀy adds d + 1 more.",
@@ -155,11 +186,19 @@ def break_even_rows(answer):
         if close_to(got, wrong, 1e-12):
             return sentence
     for d in (50, 1, 37, 1000):
-        got, n = answer(d), d + 3
-        if not close_to(got, n, 1e-12):
-            rows, sums = n * (d + 1), (d + 1) ** 2 + d + 1
-            return f"for d = {d} it is {n}: {rows:,} numbers in the rows, {sums:,} in the sums."
+        got = answer(d)
+        if not close_to(got, d + 3, 1e-12):
+            return _two_counts(d, got)
     return None
+
+
+def _two_counts(d, n):
+    """What the reader's own number of rows would mean."""
+    if not close_to(n, np.round(n), 1e-12):
+        return f"for d = {d} you say {n}: a number of rows is one whole number."
+    rows, sums = int(n) * (d + 1), (d + 1) ** 2 + d + 1
+    verdict = "fewer rows would do" if sums < rows else "the sums are not fewer"
+    return f"for d = {d} and n = {n} the rows are {rows:,} numbers, the sums {sums:,}: {verdict}."
 
 
 # ---------------------------------------------------------------- 02.4: R² from sums
@@ -167,7 +206,7 @@ def break_even_rows(answer):
 
 @exercise(
     "02.4",
-    hint="Σ(y − Xw)² = yᵀy − 2 wᵀXᵀy + wᵀXᵀX w, and n stands in the corner of XᵀX.",
+    hint="Multiply out both sums of squares; n and Σy are among the given numbers, too.",
     shows="The quality of a model, too, can be had from sums: no row has to travel.",
 )
 def r2_from_sums(answer):
@@ -186,8 +225,22 @@ def r2_from_sums(answer):
         (1 - rest / (total / n), "you divided by the variance, which is already divided by n."),
         (1 - rest / (yy - c[-1] ** 2), "(Σy)² must be divided by n before it is subtracted."),
         (wAw / total, "the predictions' squares do not show how far they are from the target."),
+        (
+            1 - (yy - wAw) / total,
+            "the explained share is R² only for the least-squares w, not for any.",
+        ),
+        (
+            1 - rest / (yy - c[-1] ** 2 / len(c)),
+            "len(Xty) counts the features and the constant; n is the number of rows.",
+        ),
+        (
+            1 - (yy - c @ np.linalg.solve(A, c)) / total,
+            "this is the R² of the best weights; use the w that is given.",
+        ),
     )
     got = answer(A.copy(), c.copy(), yy, w.copy())
+    if np.shape(got) != () and np.size(got) == 1:
+        return f"return a number, not an array of the shape {np.shape(got)}."
     for wrong, sentence in mistakes:
         if close_to(got, wrong, 1e-8):
             return sentence
@@ -199,38 +252,73 @@ def r2_from_sums(answer):
 # ---------------------------------------------------------------- 02.5: forget one part
 
 
+def _sums(X, y):
+    return X.T @ X, X.T @ y
+
+
+def _refit(X, y):
+    """The weights of scikit-learn, whose constant is the last; X holds the column of ones."""
+    from sklearn.linear_model import LinearRegression
+
+    fitted = LinearRegression().fit(X[:, :-1], y)
+    return np.append(fitted.coef_, fitted.intercept_)
+
+
 @exercise(
     "02.5",
-    hint="Subtract the part's sums from the total's, both of them; then solve.",
+    hint="What was added can be subtracted. Then ask what is left in the airline's own column.",
     shows="Sums can be taken out again: the model forgets a part exactly, without the rows.",
 )
 def forget_a_part(answer):
     """Exercise 02.5: the model of all rows but one part, from sums."""
     (X_a, y_a), (X_b, y_b) = _rows(5, 50, 20)
     y_b = y_b + X_b[:, 0] * 4  # the part to forget knows another truth
-    kept, gone = (X_a.T @ X_a, X_a.T @ y_a), (X_b.T @ X_b, X_b.T @ y_b)
+    kept, gone = _sums(X_a, y_a), _sums(X_b, y_b)
     total = (kept[0] + gone[0], kept[1] + gone[1])
-
-    def solve(A, c):
-        return np.linalg.solve(A, c)
-
-    right = solve(*kept)
-    got = answer((total[0].copy(), total[1].copy()), (gone[0].copy(), gone[1].copy()))
+    given = (total[0].copy(), total[1].copy()), (gone[0].copy(), gone[1].copy())
+    got = answer(*given)
     if isinstance(got, (tuple, list)) and len(got) == 2:
         return "these are sums; solve them and return the weights."
+    right, w_total, w_gone = (np.linalg.solve(*sums) for sums in (kept, total, gone))
     mistakes = (
-        (solve(*total), "nothing is forgotten yet: this is the model of all rows."),
-        (solve(*gone), "this is the model of the part to forget alone."),
-        (solve(*total) - solve(*gone), "you subtracted answers; only sums may be subtracted."),
-        (solve(total[0], kept[1]), "XᵀX still holds the part: subtract both sums."),
-        (solve(kept[0], total[1]), "Xᵀy still holds the part: subtract both sums."),
-        (solve(total[0] + gone[0], total[1] + gone[1]), "the part was added once more."),
+        (w_total, "nothing is forgotten yet: this is the model of all rows."),
+        (w_gone, "this is the model of the part to forget alone."),
+        (w_total - w_gone, "you subtracted answers; only sums may be subtracted."),
+        (
+            (70 * w_total - 20 * w_gone) / 50,
+            "a difference of answers, weighted by rows, is only near: subtract sums.",
+        ),
+        (np.linalg.solve(total[0], kept[1]), "XᵀX still holds the part: subtract both sums."),
+        (np.linalg.solve(kept[0], total[1]), "Xᵀy still holds the part: subtract both sums."),
+        (
+            np.linalg.solve(total[0] + gone[0], total[1] + gone[1]),
+            "the part was added once more.",
+        ),
     )
     for wrong, sentence in mistakes:
         if close_to(got, wrong, 1e-8):
             return sentence
     if not close_to(got, right, 1e-8):
         return f"without the part the weights are {right.round(3)}; your function says {got}."
+    if not np.array_equal(given[0][0], total[0]) or not np.array_equal(given[0][1], total[1]):
+        return "your function changes the sums it was given; `a - b` makes new ones, `a -= b` not."
+    return _forgets_a_part_with_a_column_of_its_own(answer)
+
+
+def _forgets_a_part_with_a_column_of_its_own(answer):
+    """As an airline has: without its rows, the column is empty."""
+    (X_a, y_a), (X_b, y_b) = _rows(6, 50, 20)
+    X_a, X_b = (np.insert(X, 1, own, axis=1) for X, own in ((X_a, 0.0), (X_b, 1.0)))
+    kept, gone = _sums(X_a, y_a), _sums(X_b, y_b + 2)
+    try:
+        got = answer((kept[0] + gone[0], kept[1] + gone[1]), gone)
+    except np.linalg.LinAlgError:
+        got = None
+    if got is None or not close_to(got, _refit(X_a, y_a), 1e-8):
+        return (
+            "a part with a column of its own leaves that column empty, and no single answer is "
+            "left: think of section 4.3 and its smallest_solution."
+        )
     return None
 
 
@@ -239,7 +327,7 @@ def forget_a_part(answer):
 
 @exercise(
     "02.quiz",
-    hint="Sections 2, 3, 4 and 5, in this order.",
+    hint="Sections 2.4, 3.1, 4.5 and 3.5, in this order.",
     shows="You can tell what a parallel program should return, and when a mean is enough.",
 )
 def quiz(answers):
@@ -251,7 +339,7 @@ def quiz(answers):
         "2a": "copying the list copies four references to the same object.",
         "2b": "another order leaves one object, which then holds another part's fit.",
         "3b": "the weights by rows hardly change anything: months have about equal sizes.",
-        "3c": "each month has about 20,000 rows; the short ones of the random split had 131.",
+        "3c": "each month has about 20,000 rows, the random parts had 131; days are what it lacks.",
         "4a": "a mean of answers weighs by rows, not by what the rows say about each weight.",
         "4c": "a weight that only one airline's rows tell is lost in a median.",
     }
