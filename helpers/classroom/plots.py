@@ -181,7 +181,8 @@ def plot_growth(dates, values, names, ax=None, limit=False):
     Parameters
     ----------
     dates, values, names : sequences of the same length
-        The name stands left above its circle, or right below its square; an empty one is no name.
+        The name stands left of its circle (the newest: right of it), or right below its square; an
+        empty one is no name.
     ax : matplotlib.axes.Axes, optional
     limit : bool
         True for what one accelerator can do (squares on a line), False for models (circles).
@@ -198,16 +199,17 @@ def plot_growth(dates, values, names, ax=None, limit=False):
     """
     ax = ax or plt.figure(figsize=(5.5, 4.4)).subplots()
     ax.semilogy(dates, values, **(LIMIT if limit else MODEL))
-    where = dict(xytext=(-3, 1), ha="right", va="bottom", fontsize=8)
-    if limit:
-        where = dict(xytext=(1, -4), ha="left", va="top", fontsize=7)
+    left = dict(xytext=(-5, 0), ha="right", va="center", fontsize=8)
+    right = left | dict(xytext=(5, 0), ha="left")
+    below = dict(xytext=(0, -4), ha="left", va="top", fontsize=7)
     # White around the letters keeps them readable on a line.
     style = {"textcoords": "offset points", "color": ax.lines[-1].get_color()}
     style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for name, date, value in zip(names, dates, values):
+        where = below if limit else right if date == max(dates) else left
         ax.annotate(name, (date, value), **where, **style)
     ax.set_xlabel("year")
-    ax.margins(0.1)
+    ax.margins(y=0.1)
     return ax
 
 
