@@ -59,6 +59,19 @@ def test_every_solution_is_right_and_the_notebook_runs_with_them(notebook, short
     assert leftovers(environment) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem.startswith("02")])
+def test_solutions_are_right_after_run_all_too(notebook, short_folder):
+    """Readers run all cells first and then go back to the exercises: names must still hold."""
+    whole = read(notebook)
+    late = [cell for cell in solved(read(notebook)).cells if "exercise" in tags(cell)]
+    for cell in late:
+        cell["id"] += "-b"
+    run, _ = execute(nbformat.from_dict(whole | {"cells": whole.cells + late}), short_folder)
+    run.cells = run.cells[len(whole.cells) :]
+    assert not_correct(run) == []
+
+
 def not_correct(run):
     """A sentence for each exercise of a run notebook that its check does not call correct."""
     found = verdicts(run)
