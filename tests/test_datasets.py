@@ -539,6 +539,13 @@ def test_import_is_light():
 # --- on workers ----------------------------------------------------------------------------------
 
 
+def test_dask_knows_how_large_a_table_is():
+    from dask.sizeof import sizeof
+
+    table = load_table(LATE, month=2)
+    assert table.X.nbytes < sizeof(table) < 1.3 * table.X.nbytes
+
+
 def test_loads_on_workers():
     with open_cluster(workers=1) as cluster:
         remote = cluster.client.submit(load_table, LATE, month=2, origin="JFK").result()

@@ -61,6 +61,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __sizeof__(self) -> int:
+        # Dask asks for this before it moves a value or counts a worker's memory.
+        arrays = (self.X, self.y, self.day, self.origin, self.airline, self.month)
+        return sum(array.nbytes for array in arrays)
+
     def __repr__(self) -> str:
         return f"Table of {len(self):,} flights with {len(self.names)} features"
 
