@@ -394,6 +394,7 @@ def test_old_python_fails(monkeypatch):
 
 def test_a_worker_that_does_not_start_is_a_line(monkeypatch):
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:9")
+    monkeypatch.setattr("helpers.cluster.CONNECT_SECONDS", 1)
     line = preflight.check_worker()
     assert line.level == "fail" and "No Dask scheduler answers" in line.seen
 

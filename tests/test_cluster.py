@@ -167,6 +167,7 @@ def test_nobody_answers(monkeypatch):
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp://", "ftp://127.0.0.1:1"])
 def test_wrong_addresses_get_one_sentence(monkeypatch, address):
+    monkeypatch.setattr("helpers.cluster.CONNECT_SECONDS", 1)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
     with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
         open_cluster(2)
@@ -247,6 +248,7 @@ def test_a_cluster_with_tls_is_joined_by_dasks_own_configuration(tmp_path, monke
             assert cluster.client.submit(sum, [1, 2]).result() == 3
             assert all(worker.startswith("tls://") for worker in cluster.workers)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tls://127.0.0.1:9")
+    monkeypatch.setattr("helpers.cluster.CONNECT_SECONDS", 1)
     with pytest.raises(RuntimeError, match="No Dask scheduler answers"):
         open_cluster(2)  # and here the reader has no certificate at all
 

@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import helpers.__main__ as commands
-from tests.validation import NOTEBOOKS, clean_environment, refused
+from tests.validation import clean_environment, refused
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -529,14 +529,6 @@ def test_helpers_are_found_under_papermill(short_folder):
     assert asked == []
     (cell,) = nbformat.read(short_folder / "out.ipynb", 4).cells
     assert cell.outputs[0]["data"]["text/plain"] == "True"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_under_papermill(notebook, short_folder):
-    done, asked = run_papermill(notebook, short_folder)
-    assert done.returncode == 0, done.stderr
-    assert asked == []
 
 
 @pytest.mark.slow
