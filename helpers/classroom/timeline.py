@@ -18,6 +18,7 @@ from helpers.engine.events import Event, events_from_tasks
 
 WINDOW_SECONDS = 10.0
 REFRESH_SECONDS = 0.3
+LEFT, WIDTH, ROW = 70, 560, 24  # pixels of the live picture: names, time, one row
 
 
 def _styles(events) -> dict[str, tuple[str, str]]:
@@ -94,43 +95,48 @@ def timeline_svg(events, ranks: int, busy=(), end: float | None = None) -> str:
         stops[event.rank] = max(stops.get(event.rank, 0.0), event.stop)
     end = max(stops.values(), default=0.0) if end is None else end
     begin = max(0.0, end - WINDOW_SECONDS)
-    left, width, row = 70, 560, 24
-    scale = width / WINDOW_SECONDS
-
-    def bar(rank, start, stop, fill, title):
-        x, w = max(start, begin), min(stop, end) - max(start, begin)
-        if w <= 0:
-            return ""
-        return (
-            f'<rect x="{left + (x - begin) * scale:.1f}" y="{rank * row + 3}" '
-            f'width="{max(w * scale, 1):.1f}" height="{row - 6}" fill="{fill}" '
-            f'stroke="white"><title>{html.escape(title)}</title></rect>'
-        )
-
     colours = {name: style[0] for name, style in _styles(events).items()}
-    parts = [
-        f'<text x="0" y="{rank * row + 16}" font-size="12" fill="currentColor">worker {rank}</text>'
-        f'<line x1="{left}" x2="{left + width}" y1="{(rank + 1) * row}" y2="{(rank + 1) * row}" '
-        'stroke="#ccc"/>'
-        for rank in range(ranks)
-    ]
-    parts += [
-        bar(e.rank, e.start, e.stop, colours[e.operation], f"{e.operation}: {e.length:.2f} s")
+    bars = [
+        (e.rank, e.start, e.stop, colours[e.operation], f"{e.operation}: {e.length:.2f} s")
         for e in events
         if e.rank < ranks
     ]
-    parts += [bar(rank, stops[rank], end, "url(#busy)", "running now") for rank in busy]
-    height = ranks * row + 22
+    bars += [(rank, stops[rank], end, "url(#busy)", "running now") for rank in busy]
+    parts = [_svg_row(rank) for rank in range(ranks)]
+    parts += [_svg_bar(*bar, begin, end) for bar in bars]
+    right, height = LEFT + WIDTH, ranks * ROW + 22
     words = ", ".join(f"worker {rank} {'works' if rank in busy else 'waits'}" for rank in stops)
     return (
-        f'<svg viewBox="0 0 {left + width + 10} {height}" width="100%" '
-        f'style="max-width:{left + width + 10}px" role="img" aria-label="{words}">'
+        f'<svg viewBox="0 0 {right + 10} {height}" width="100%" '
+        f'style="max-width:{right + 10}px" role="img" aria-label="{words}">'
         '<defs><pattern id="busy" width="6" height="6" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><rect width="3" height="6" fill="#E69F00"/></pattern></defs>'
         f"{''.join(parts)}"
-        f'<text x="{left}" y="{height - 6}" font-size="11" fill="currentColor">{begin:.0f} s</text>'
-        f'<text x="{left + width}" y="{height - 6}" font-size="11" text-anchor="end" '
+        f'<text x="{LEFT}" y="{height - 6}" font-size="11" fill="currentColor">{begin:.0f} s</text>'
+        f'<text x="{right}" y="{height - 6}" font-size="11" text-anchor="end" '
         f'fill="currentColor">{begin + WINDOW_SECONDS:.0f} s</text></svg>'
+    )
+
+
+def _svg_row(rank: int) -> str:
+    """The name of a row and the line below it."""
+    y = (rank + 1) * ROW
+    return (
+        f'<text x="0" y="{y - 8}" font-size="12" fill="currentColor">worker {rank}</text>'
+        f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y}" y2="{y}" stroke="#ccc"/>'
+    )
+
+
+def _svg_bar(rank, start, stop, fill, title, begin, end) -> str:
+    """One bar, cut at the edges of the window from `begin` to `end`; nothing outside of it."""
+    start, stop = max(start, begin), min(stop, end)
+    if stop <= start:
+        return ""
+    scale = WIDTH / WINDOW_SECONDS
+    return (
+        f'<rect x="{LEFT + (start - begin) * scale:.1f}" y="{rank * ROW + 3}" '
+        f'width="{max((stop - start) * scale, 1):.1f}" height="{ROW - 6}" fill="{fill}" '
+        f'stroke="white"><title>{html.escape(title)}</title></rect>'
     )
 
 
