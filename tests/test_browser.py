@@ -158,9 +158,15 @@ class Page:
             raise AssertionError(f"waited {seconds} s in vain for {what}") from None
 
     def _idle(self):
-        # The status bar says it too, but some versions of Chromium come without that text.
-        mark = ".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status='idle']"
-        return bool(self.driver.find_elements(By.CSS_SELECTOR, mark))
+        # JupyterLab's own word for it. The mark on the page says idle before there is a kernel,
+        # and cells that are run then are silently left out.
+        script = """
+            const session = window.jupyterapp?.shell.currentWidget?.context?.sessionContext;
+            const kernel = session?.session?.kernel;
+            return Boolean(session?.isReady && kernel?.connectionStatus === "connected"
+                           && kernel.status === "idle");
+        """
+        return self.driver.execute_script(script)
 
     def cells(self):
         """The cells as JupyterLab holds them now: also those outside of the window."""
