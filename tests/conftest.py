@@ -150,6 +150,7 @@ def no_leak_of_module():
 def no_leak(no_leak_of_module):
     """After each test: no new process, non-daemon thread, listening port or temporary file."""
     before = Present()
+    gc.freeze()  # what tests loaded since the last one stays too
     yield
     lines = left_since(before)
     assert not lines, "left behind by this test: " + "; ".join(lines)
