@@ -245,6 +245,7 @@ def test_colours_are_told_apart_by_colour_blind_readers():
 
 def test_panel_moves_real_workers(monkeypatch):
     def job(client):
+        client.run(nap, 0)  # a worker's first task imports this module; that is not the job
         begin = time.perf_counter()
         client.gather(client.map(nap, range(4), pure=False))
         return time.perf_counter() - begin
@@ -256,7 +257,7 @@ def test_panel_moves_real_workers(monkeypatch):
         assert panel.status.value == f'<span role="status">1 worker: {measured[1]:.2f} s.</span>'
         before = panel.figure.value
         panel.slider.value = 2
-        assert cluster.n_workers == 2 and measured[2] > 0.19
+        assert cluster.n_workers == 2 and 0.19 < measured[2] < measured[1]
         assert "2 workers" in panel.status.value
         assert panel.figure.value != before
         panel.again.click()
