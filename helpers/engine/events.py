@@ -27,6 +27,8 @@ class Event:
         Bytes of the result or of the message; 0 when nobody counted.
     layer, microbatch : int, optional
         Which layer of a model and which micro-batch, where that has a meaning.
+    lane : int
+        0 for what a rank's program does itself, 1 for communication in its background.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class Event:
     nbytes: int = 0
     layer: int | None = None
     microbatch: int | None = None
+    lane: int = 0
 
     @property
     def stop(self) -> float:
@@ -65,8 +68,8 @@ def events_from_tasks(records, workers, origin: float | None = None) -> list[Eve
     --------
     >>> step = {"action": "compute", "start": 5.0, "stop": 5.5}
     >>> record = {"worker": "a", "key": "fit-0", "nbytes": 8, "startstops": [step]}
-    >>> events_from_tasks([record], ["a"])
-    [Event(rank=0, operation='fit', start=0.0, length=0.5, nbytes=8, layer=None, microbatch=None)]
+    >>> events_from_tasks([record], ["a"])  # doctest: +ELLIPSIS
+    [Event(rank=0, operation='fit', start=0.0, length=0.5, nbytes=8, layer=None, ...)]
     """
     rank = {address: number for number, address in enumerate(workers)}
     found = []

@@ -1,0 +1,347 @@
+"""One-way channels from one rank to another, for the three ways in which two ranks can meet.
+
+* `LocalChannel`: both are threads of one process; an array is copied once.
+* `Sender` and `Receiver` with a window: two processes of one host; the bytes lie in shared memory,
+  and only a byte of signal for each piece crosses a Unix socket.
+* `Sender` and `Receiver` without a window: the bytes go through the socket, TCP as a rule.
+
+Sending and receiving are generators. They do what can be done now and yield what they wait for, a
+pair (file descriptor, event of `select.poll`), or None for "until something happens". One rank can
+so send and receive at the same time in one thread (see `helpers.engine.ports`), without which two
+ranks that send each other more than the buffers hold would wait for ever.
+"""
+
+from __future__ import annotations
+
+import ast
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers.engine.errors import Mismatch, PeerLost
+
+READ, WRITE = 1, 4  # POLLIN and POLLOUT
+INLINE_BYTES = 16 * 1024
+"""Messages up to here go through the socket: cheaper than a second look at shared memory."""
+SLOT_BYTES, SLOTS = 512 * 1024, 2
+"""A window's pieces. The receiver empties one slot while the sender fills the next."""
+PIECE_BYTES = 256 * 1024
+"""Bytes that are taken from a socket, and combined, while they are still in the cache."""
+
+_HEADER = struct.Struct("<BHQ")
+_THROUGH_SOCKET, _THROUGH_WINDOW, _FAREWELL = range(3)
+_BLOCKED = (BlockingIOError, ssl.SSLWantReadError)
+
+
+class Label(NamedTuple):
+    """What a message is: the exchange it belongs to, and the array's type and shape."""
+
+    what: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, what: str, array: np.ndarray) -> Label:
+        return cls(what, array.dtype, array.shape)
+
+    def pack(self) -> bytes:
+        dtype = self.dtype.str if self.dtype.names is None else repr(self.dtype.descr)
+        return f"{self.what}\n{dtype}\n{','.join(map(str, self.shape))}".encode()
+
+    @classmethod
+    def unpack(cls, text: bytes) -> Label:
+        what, dtype, shape = text.decode().split("\n")
+        dtype = np.dtype(ast.literal_eval(dtype) if dtype.startswith("[") else dtype)
+        return cls(what, dtype, tuple(map(int, shape.split(","))) if shape else ())
+
+    def __str__(self):
+        return f"{self.what} of {self.dtype} {list(self.shape)}"
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """The bytes of a contiguous array, shape (nbytes,), without a copy."""
+    return array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+
+
+@dataclass
+class Incoming:
+    """What the receiving end of a message does with it.
+
+    Attributes
+    ----------
+    what : str
+        The exchange in which the receiver is; a message of another one is a mismatch.
+    out : numpy.ndarray, optional
+        Contiguous; filled in place. Default: a new array of the sender's type and shape.
+    combine : numpy.ufunc, optional
+        ``combine(out, piece, out=out)`` for each piece as it comes, in place of copying it.
+    """
+
+    what: str
+    out: np.ndarray | None = None
+    combine: np.ufunc | None = None
+
+    def accept(self, label: Label) -> np.ndarray:
+        """The array to fill, once it is known what comes."""
+        self.check(label)
+        return np.empty(label.shape, label.dtype) if self.out is None else self.out
+
+    def check(self, label: Label) -> None:
+        """Raise `Mismatch` when the message is not the one that is expected here."""
+        if label.what != self.what:
+            theirs = label.what if label.what[-1] in ")]" else str(label)
+            raise Mismatch(
+                f"this rank is in {self.what}, but the other is in {theirs}: all ranks of a group "
+                "must call the same exchanges, with arrays of one type and shape, in one order"
+            )
+        if self.out is not None and (self.out.dtype, self.out.shape) != label[1:]:
+            raise Mismatch(
+                f"this rank has room for {Label.of(self.what, self.out)}, but the other sent "
+                f"{label}: dtype and shape of out must be the sender's"
+            )
+
+    def take(self, into: np.ndarray, start: int, piece: np.ndarray) -> None:
+        """Put some bytes where they belong."""
+        part = bytes_of(into)[start : start + piece.size]
+        if self.combine is None:
+            part[:] = piece
+        else:
+            part = part.view(into.dtype)
+            self.combine(part, piece.view(into.dtype), out=part)
+
+
+# ---------------------------------------------------------------- two threads of one process
+
+
+@dataclass
+class LocalChannel:
+    """From one thread to another: a queue of arrays.
+
+    Attributes
+    ----------
+    ring : callable
+        Called when something was put in; it wakes the receiver.
+    finished : callable
+        True when the sender's program has ended.
+    """
+
+    ring: Callable[[], None]
+    finished: Callable[[], bool]
+    queue: deque = field(default_factory=deque)
+
+    def put(self, label, value) -> None:
+        """Hand over a value as it is; the receiver sees the very same object."""
+        self.queue.append((label, value))
+        self.ring()
+
+    def sending(self, what: str, array: np.ndarray):
+        """Send a copy, so that the sender may use its array again at once."""
+        self.put(Label.of(what, array), array.copy())
+        return
+        yield
+
+    def receiving(self, incoming: Incoming):
+        """Wait for the next array."""
+        while not self.queue:
+            if self.finished() and not self.queue:
+                raise PeerLost("the other rank has ended its program")
+            yield None
+        label, value = self.queue.popleft()
+        incoming.check(label)
+        if incoming.out is None:
+            return value
+        incoming.take(incoming.out, 0, bytes_of(value))
+        return incoming.out
+
+    def close(self, farewell: bool) -> None:
+        """Nothing to do: what lies in the queue can still be received."""
+
+
+# ---------------------------------------------------------------- two processes
+
+
+class Sender:
+    """The sending end of a connection.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected and authenticated.
+    open_window : callable, optional
+        Returns (number, memory) of a shared segment of `SLOTS` slots, or None where there is
+        no room; then, and without it, all bytes go through the socket.
+    """
+
+    def __init__(self, sock, open_window=None):
+        sock.setblocking(False)
+        self._sock, self._fd = sock, sock.fileno()
+        self._open_window = open_window
+        self._window = None
+        self._piece = 0  # pieces written so far
+        self._credit = SLOTS  # slots that are free
+
+    def sending(self, what: str, array: np.ndarray):
+        """Send one array; ends when the array may be used again."""
+        label, payload = Label.of(what, array).pack(), bytes_of(array)
+        if payload.size <= INLINE_BYTES:
+            header = _HEADER.pack(_THROUGH_SOCKET, len(label), payload.size)
+            yield from self._write(header + label + payload.tobytes())
+        elif self._find_window() is None:
+            header = _HEADER.pack(_THROUGH_SOCKET, len(label), payload.size)
+            yield from self._write(header + label)
+            yield from self._write(payload)
+        else:
+            header = _HEADER.pack(_THROUGH_WINDOW, len(label), payload.size)
+            number = self._window[0].to_bytes(8, "little")
+            yield from self._write(header + label + number)
+            yield from self._through_window(payload)
+
+    def _find_window(self):
+        if self._window is None and self._open_window is not None:
+            self._window = self._open_window(SLOTS * SLOT_BYTES)
+            self._open_window = None  # asked once: where there is no room now, there will be none
+        return self._window
+
+    def _through_window(self, payload):
+        slots = self._window[1].reshape(SLOTS, SLOT_BYTES)
+        for start in range(0, payload.size, SLOT_BYTES):
+            while not self._credit:
+                yield from self._collect_credit()
+            piece = payload[start : start + SLOT_BYTES]
+            slots[self._piece % SLOTS, : piece.size] = piece
+            self._piece += 1
+            self._credit -= 1
+            yield from self._write(b"+")
+
+    def _collect_credit(self):
+        try:
+            credit = len(self._sock.recv(SLOTS))
+        except _BLOCKED:
+            yield self._fd, READ
+            return
+        except OSError:
+            credit = 0
+        if not credit:
+            raise PeerLost("the other rank has gone")
+        self._credit += credit
+
+    def _write(self, data):
+        data = memoryview(data)
+        while data.nbytes:
+            try:
+                data = data[self._sock.send(data) :]
+            except (*_BLOCKED, ssl.SSLWantWriteError):
+                yield self._fd, WRITE
+            except OSError:
+                raise PeerLost("the other rank has gone") from None
+
+    def close(self, farewell: bool) -> None:
+        """End the connection; a farewell says that the program ended as it should."""
+        # Where the other end has gone, or its buffer is full, it sees the end of the connection.
+        with suppress(OSError):
+            if farewell:
+                self._sock.send(_HEADER.pack(_FAREWELL, 0, 0))
+        self._sock.close()
+
+
+class Receiver:
+    """The receiving end of a connection.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected and authenticated.
+    attach : callable
+        ``attach(number)`` is the memory of the sender's segment with this number.
+    """
+
+    def __init__(self, sock, attach):
+        sock.setblocking(False)
+        self._sock, self._fd = sock, sock.fileno()
+        self._attach = attach
+        self._window = None
+        self._piece = 0
+        self._ahead = memoryview(bytearray(INLINE_BYTES * 2))  # read, and not yet used
+        self._start = self._stop = 0
+        self._scratch = None
+
+    def receiving(self, incoming: Incoming):
+        """Receive one array."""
+        kind, length, nbytes = _HEADER.unpack((yield from self._read(_HEADER.size)))
+        if kind == _FAREWELL:
+            raise PeerLost("the other rank has ended its program")
+        label = Label.unpack((yield from self._read(length)))
+        array = incoming.accept(label)
+        if kind == _THROUGH_WINDOW:
+            number = int.from_bytes((yield from self._read(8)), "little")
+            yield from self._through_window(number, nbytes, incoming, array)
+        elif incoming.combine is None:
+            yield from self._fill(memoryview(bytes_of(array)))
+        else:
+            yield from self._combine(nbytes, incoming, array)
+        return array
+
+    def _through_window(self, number, nbytes, incoming, array):
+        if self._window is None:
+            self._window = self._attach(number).reshape(SLOTS, SLOT_BYTES)
+        for start in range(0, nbytes, SLOT_BYTES):
+            yield from self._read(1)
+            size = min(SLOT_BYTES, nbytes - start)
+            incoming.take(array, start, self._window[self._piece % SLOTS, :size])
+            self._piece += 1
+            with suppress(OSError):  # the sender may have ended after its last piece
+                self._sock.send(b"-")
+
+    def _combine(self, nbytes, incoming, array):
+        if self._scratch is None:
+            self._scratch = np.empty(PIECE_BYTES, np.uint8)
+        for start in range(0, nbytes, PIECE_BYTES):
+            piece = self._scratch[: min(PIECE_BYTES, nbytes - start)]
+            yield from self._fill(memoryview(piece))
+            incoming.take(array, start, piece)
+
+    def _read(self, nbytes):
+        """The next few bytes, through the buffer."""
+        while self._stop - self._start < nbytes:
+            if self._start == self._stop:
+                self._start = self._stop = 0
+            elif self._start + nbytes > len(self._ahead):
+                left = self._stop - self._start
+                self._ahead[:left] = self._ahead[self._start : self._stop]
+                self._start, self._stop = 0, left
+            self._stop += yield from self._receive_into(self._ahead[self._stop :])
+        read = bytes(self._ahead[self._start : self._start + nbytes])
+        self._start += nbytes
+        return read
+
+    def _fill(self, into):
+        """Fill a buffer: first with what was read ahead, then straight from the socket."""
+        ahead = min(self._stop - self._start, into.nbytes)
+        into[:ahead] = self._ahead[self._start : self._start + ahead]
+        self._start += ahead
+        while ahead < into.nbytes:
+            ahead += yield from self._receive_into(into[ahead:])
+
+    def _receive_into(self, into):
+        while True:
+            try:
+                nbytes = self._sock.recv_into(into)
+                break
+            except _BLOCKED:
+                yield self._fd, READ
+            except OSError:
+                nbytes = 0
+                break
+        if not nbytes:
+            raise PeerLost("the other rank has gone")
+        return nbytes
+
+    def close(self, farewell: bool) -> None:
+        """End the connection."""
+        self._sock.close()

@@ -1,0 +1,149 @@
+"""Where one thread of a rank waits: for messages, for room to send, and for the end of the run."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+
+from helpers.engine.channels import READ
+from helpers.engine.errors import CommunicationError, RunEnded, Unanswered
+from helpers.engine.events import Event
+
+
+class Port:
+    """The waiting place of one rank's program, or of its background communication.
+
+    A bell (one end of a socket pair) lies in every wait. It is rung when another thread of this
+    process has put a message into a queue, when a peer has connected, and when the run ends, so
+    that all of these wake a rank that waits for something else.
+
+    Parameters
+    ----------
+    rank : int
+    lane : int
+        0 for the program, 1 for its background communication.
+    patience : float
+        Seconds without a sign after which waiting is an error.
+    ended : callable
+        Returns the cause when the run has been ended, else None.
+    record : callable, optional
+        Takes an `Event`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        lane: int,
+        patience: float,
+        ended: Callable[[], str | None],
+        record: Callable[[Event], None] | None = None,
+    ):
+        self.rank, self.lane, self.patience = rank, lane, patience
+        self.doing: str | None = None  # what this rank waits in, for error messages
+        self._ended, self._record = ended, record
+        self._bell, self._rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._rope.setblocking(False)
+        self._rung = False
+        self._heard = 0.0  # when something last came from those that this port waits for
+        self._poll = select.poll()
+        self._poll.register(self._bell, READ)
+
+    def ring(self) -> None:
+        """Wake this port; any thread may call it."""
+        if not self._rung:
+            self._rung = True
+            with suppress(OSError):  # full, so it rings already; or closed, so nobody waits
+                self._rope.send(b"!")
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._bell.close()
+        self._rope.close()
+
+    def check(self) -> None:
+        """Raise `RunEnded` when the run has been ended elsewhere."""
+        cause = self._ended()
+        if cause is not None:
+            raise RunEnded(cause)
+
+    def complete(self, doing: str, *operations: Generator, name: str = "", nbytes: int = 0) -> list:
+        """Carry several sendings and receivings on until all are complete.
+
+        Parameters
+        ----------
+        doing : str
+            For messages: "receive from rank 3", "all_reduce 5 on data".
+        operations : generators
+            From `helpers.engine.channels`.
+        name, nbytes
+            For the recorded events.
+
+        Returns
+        -------
+        list
+            What the operations return.
+        """
+        results = [None] * len(operations)
+        pending = dict(enumerate(operations))
+        self.doing = doing
+        began = self._heard = time.monotonic()
+        try:
+            while True:
+                wishes = []
+                for number in list(pending):
+                    try:
+                        wishes.append(next(pending[number]))
+                    except StopIteration as stop:
+                        results[number] = stop.value
+                        del pending[number]
+                        self._heard = time.monotonic()
+                if not pending:
+                    break
+                began = self._wait(wishes, began, name)
+        except (CommunicationError, OSError) as error:
+            if isinstance(error, RunEnded | Unanswered):
+                raise
+            kind = type(error) if isinstance(error, CommunicationError) else CommunicationError
+            raise kind(f"{doing}: {error}.") from None
+        self.note(name, began, time.monotonic(), nbytes)
+        self.doing = None
+        return results
+
+    def note(self, name: str, start: float, stop: float, nbytes: int = 0) -> None:
+        """Record what this rank did between two readings of `time.monotonic`."""
+        if self._record:
+            self._record(Event(self.rank, name, start, stop - start, nbytes, lane=self.lane))
+
+    def _wait(self, wishes, began, name):
+        """Sleep until one wish may come true; returns the time when it woke."""
+        self.check()
+        descriptors = [wish for wish in wishes if wish is not None]
+        for descriptor, event in descriptors:
+            self._poll.register(descriptor, event)
+        slept = time.monotonic()
+        ready = self._poll.poll(max(0.0, self._heard + self.patience - slept) * 1000)
+        for descriptor, _ in descriptors:
+            self._poll.unregister(descriptor)
+        if self._rung:
+            self._answer_bell()
+        self.check()
+        woke = time.monotonic()
+        if any(descriptor != self._bell.fileno() for descriptor, _ in ready):
+            self._heard = woke  # the bell alone says nothing about those we wait for
+        elif woke > self._heard + self.patience:
+            raise Unanswered(
+                f"{self.doing}: nothing came for {self.patience:g} s. If the other ranks may "
+                "compute for longer than that, give spmd.run a larger patience."
+            )
+        self.note(name, began, slept)
+        self.note("wait", slept, woke)
+        return woke
+
+    def _answer_bell(self):
+        with suppress(BlockingIOError):  # the one who rings has set the flag, and sends in a moment
+            self._bell.recv(64)
+        self._rung = False

@@ -1,0 +1,412 @@
+"""What a program sees of the run: its own rank, and the groups of ranks that it talks to."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from helpers.engine.channels import Incoming, Label
+from helpers.engine.errors import PeerLost
+from helpers.engine.events import Event
+from helpers.engine.mesh import Mesh
+from helpers.engine.ports import Port
+from helpers.engine.transport import Endpoint
+
+PROGRAM, BACKGROUND = 0, 1
+NOTHING = np.empty(0, np.uint8)
+NOWHERE = (0, 0)  # segments are counted from 1
+
+
+class Rank:
+    """One of the ranks that run a program together.
+
+    Attributes
+    ----------
+    index, size : int
+        The number of this rank, counted from 0, and of all ranks.
+    coordinate : Coordinate
+        Where it stands along the axes of the mesh.
+    world, data, tensor, pipeline : Group
+        All ranks, and those on the line through this one along an axis.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        mesh: Mesh,
+        endpoint: Endpoint,
+        patience: float = 6.0,
+        record: bool = False,
+    ):
+        self.index, self.size, self.mesh = index, mesh.size, mesh
+        self.coordinate = mesh.coordinate(index)
+        self.endpoint = endpoint
+        self.events: list[Event] | None = [] if record else None
+        self._patience = patience
+        self._channels = {}  # (target, lane) -> the channel on which this rank sends
+        self._attached = {}  # (rank, segment) -> memory of a peer
+        self.scratch = {}  # lane -> shared memory for copies
+        self._executor = None
+        self._ports = {PROGRAM: self._open_port(PROGRAM)}
+        for axis in ("world", "data", "tensor", "pipeline"):
+            setattr(self, axis, Group(self, axis, mesh.members(index, axis)))
+
+    def __repr__(self):
+        return f"<Rank {self.index} of {self.size}: {self.coordinate}>"
+
+    # ------------------------------------------------------------ memory
+
+    def empty(self, shape, dtype=np.float64) -> np.ndarray:
+        """An array in memory that peers on this host can look at; its values are not set.
+
+        Collectives work on it without a copy. Where there is no room for shared memory, an
+        ordinary array is returned: everything works as well, only more slowly.
+        """
+        dtype = np.dtype(dtype)
+        if dtype.hasobject:
+            raise TypeError(
+                "Shared memory holds numbers, not Python objects: choose another dtype."
+            )
+        count = int(np.prod(shape, dtype=np.int64))
+        alone = all(self.endpoint.here(rank) for rank in range(self.size))
+        memory = None
+        if count and not alone:
+            memory = self.endpoint.share(count * dtype.itemsize)
+        if memory is None:
+            return np.empty(shape, dtype)
+        return memory.view(dtype).reshape(shape)
+
+    def zeros(self, shape, dtype=np.float64) -> np.ndarray:
+        """Like `empty`, filled with zeros."""
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    # ------------------------------------------------------------ the record
+
+    @contextmanager
+    def record(self, operation: str, layer=None, microbatch=None, nbytes: int = 0):
+        """Note what this rank computes here, and how long it takes.
+
+        Examples
+        --------
+        >>> with rank.record("forward", layer=2):  # doctest: +SKIP
+        ...     y = x @ w
+        """
+        if self.events is None:
+            yield
+            return
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            length = time.monotonic() - start
+            self.events.append(
+                Event(self.index, operation, start, length, nbytes, layer, microbatch)
+            )
+
+    # ------------------------------------------------------------ in the background
+
+    def background(self, exchange, group: Group, *args, **kwargs) -> Work:
+        """Start an exchange that goes on while this rank computes.
+
+        Parameters
+        ----------
+        exchange : callable
+            A collective, or any function of a group.
+        group : Group
+            One of this rank's groups.
+        *args, **kwargs
+            Further arguments. Arrays must be left alone until the work is complete.
+
+        Returns
+        -------
+        Work
+            ``work.wait()`` gives the result. Works are carried out one after the other, in the
+            order in which they were started: start them in the same order on all ranks.
+        """
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="many-hands-background")
+            self._ports[BACKGROUND] = self._open_port(BACKGROUND)
+        there = Group(self, group.axis, group.members, BACKGROUND)
+        there.calls = group.background_calls
+        group.background_calls += 1
+        return Work(self, self._executor.submit(exchange, there, *args, **kwargs))
+
+    # ------------------------------------------------------------ for the engine
+
+    def port(self, lane: int) -> Port:
+        """The place where this rank's thread for that lane waits."""
+        return self._ports[lane]
+
+    def channel(self, target: int, lane: int):
+        """The channel to another rank; it is opened when it is first used."""
+        key = target, lane
+        if key not in self._channels:
+            self._channels[key] = self.endpoint.outgoing(self.index, target, lane)
+        return self._channels[key]
+
+    def attached(self, rank: int, segment: int) -> np.ndarray:
+        """The memory of a peer's segment, uint8; it is attached when it is first used."""
+        key = rank, segment
+        if key not in self._attached:
+            self._attached[key] = self.endpoint.attach(rank, segment)
+        return self._attached[key]
+
+    @property
+    def doing(self) -> str | None:
+        """What this rank waits in at this moment, in words."""
+        return next((port.doing for port in self._ports.values() if port.doing), None)
+
+    def finish_background(self) -> None:
+        """Carry out what the program has started in the background and not waited for."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+
+    def close(self, farewell: bool) -> None:
+        """End this rank's connections; with a farewell when its program ended as it should."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=not farewell)
+        for channel in self._channels.values():
+            channel.close(farewell)
+        for lane, port in self._ports.items():
+            self.endpoint.ports.pop((self.index, lane), None)
+            port.close()
+
+    def _open_port(self, lane):
+        record = None if self.events is None else self.events.append
+        port = Port(self.index, lane, self._patience, lambda: self.endpoint.ended, record)
+        self.endpoint.ports[self.index, lane] = port
+        return port
+
+
+class Work:
+    """An exchange that goes on in the background."""
+
+    def __init__(self, rank: Rank, future: Future):
+        self._rank, self._future = rank, future
+
+    def done(self) -> bool:
+        """True when it is complete."""
+        return self._future.done()
+
+    def wait(self):
+        """Wait until it is complete, and return its result or raise its error."""
+        start = time.monotonic()
+        try:
+            return self._future.result()
+        finally:
+            self._rank.port(PROGRAM).note("wait", start, time.monotonic())
+
+
+class Group:
+    """Ranks that exchange arrays with each other.
+
+    Attributes
+    ----------
+    rank, size : int
+        The number of this rank within the group, and of its members.
+    members : tuple of int
+        The members' numbers in the whole run.
+    axis : str
+        The axis of the mesh along which they lie.
+    """
+
+    def __init__(self, owner: Rank, axis: str, members: tuple[int, ...], lane: int = PROGRAM):
+        self.axis, self.members, self.lane = axis, members, lane
+        self.rank, self.size = members.index(owner.index), len(members)
+        self.calls = self.background_calls = 0
+        self.owner = owner
+        self._endpoint = owner.endpoint
+
+    def __repr__(self):
+        return f"<Group {self.axis}: rank {self.rank} of {self.size}>"
+
+    # ------------------------------------------------------------ two ranks
+
+    def send(self, array, to: int, what: str = "a message") -> None:
+        """Send an array; returns when the caller may change it.
+
+        Parameters
+        ----------
+        array : array_like
+            Any shape, any dtype but object.
+        to : int
+            Number within the group.
+        """
+        array = sendable(array)
+        doing = f"{what}: send to rank {self._member(to)}"
+        self._complete("send", doing, [self._sending(array, to, what)])
+
+    def receive(self, source: int, out=None, what: str = "a message") -> np.ndarray:
+        """Receive the next array from a rank, in the order in which it sent them.
+
+        Parameters
+        ----------
+        source : int
+            Number within the group.
+        out : numpy.ndarray, optional
+            Filled and returned; its dtype and shape must be the sender's.
+
+        Raises
+        ------
+        Mismatch
+            Another kind of message came, or another dtype or shape.
+        Unanswered
+            Nothing came within the run's patience.
+        PeerLost
+            The other rank has gone.
+        """
+        doing = self._doing(what, "", source)
+        return self._complete("receive", doing, [self._receiving(source, out, what)])[0]
+
+    def exchange(
+        self, array, to: int, source: int, out=None, combine=None, what: str = "a message"
+    ) -> np.ndarray:
+        """Send one array and receive another at the same time; cannot deadlock.
+
+        Parameters
+        ----------
+        array, to
+            As in `send`.
+        source, out
+            As in `receive`.
+        combine : numpy.ufunc, optional
+            ``combine(out, received, out=out)`` takes the place of copying into `out`, piece by
+            piece while they come.
+        """
+        array = sendable(array)
+        doing = self._doing(what, f"send to rank {self._member(to)} and", source)
+        operations = [self._sending(array, to, what), self._receiving(source, out, what, combine)]
+        return self._complete("exchange", doing, operations, array.nbytes)[1]
+
+    def take(self, out, source: int, combine, what: str = "a message") -> np.ndarray:
+        """Receive an array and combine it with `out` in place, piece by piece as it comes."""
+        doing = self._doing(what, "", source)
+        return self._complete("receive", doing, [self._receiving(source, out, what, combine)])[0]
+
+    def signal(self, to: int, source: int, what: str) -> None:
+        """Tell one rank that this one is here, and wait for the same from another."""
+        operations = [self._sending(NOTHING, to, what), self._receiving(source, None, what)]
+        self._complete("meet", what, operations)
+
+    def _sending(self, array, to, what):
+        # Inside a generator, so that an error on the way gets this exchange's name.
+        channel = self.owner.channel(self._member(to), self.lane)
+        yield from channel.sending(what, array)
+
+    def _receiving(self, source, out, what, combine=None):
+        into = out
+        if out is not None and not out.flags.c_contiguous:
+            into = np.ascontiguousarray(out)
+        channel = yield from self._channel_from(source)
+        received = yield from channel.receiving(Incoming(what, into, combine))
+        if into is not out:
+            out[...] = received
+            return out
+        return received
+
+    def _channel_from(self, source):
+        member = self._member(source)
+        while True:
+            channel = self._endpoint.incoming(member, self.owner.index, self.lane)
+            if channel is not None:
+                return channel
+            if member in self._endpoint.finished:
+                raise PeerLost("the other rank has ended its program")
+            yield None
+
+    def _member(self, number):
+        if not 0 <= number < self.size:
+            raise ValueError(
+                f"There is no rank {number} in this group: it has 0 to {self.size - 1}."
+            )
+        return self.members[number]
+
+    def _doing(self, what, before, source):
+        return f"{what}: {before} receive from rank {self._member(source)}".replace("  ", " ")
+
+    def _complete(self, name, doing, operations, nbytes=0):
+        return self.owner.port(self.lane).complete(doing, *operations, name=name, nbytes=nbytes)
+
+    # ------------------------------------------------------------ what collectives need
+
+    def call(self, name: str, array: np.ndarray | None = None) -> str:
+        """Name the next collective call, so that calls which do not fit together are found."""
+        self.calls += 1
+        lane = " in the background" if self.lane else ""
+        text = f"{name} {self.calls}{lane} ({self.axis})"
+        return text if array is None else f"{text} of {array.dtype} {list(array.shape)}"
+
+    @property
+    def near(self) -> bool:
+        """True when every member can look at the memory of every other one."""
+        return all(map(self._endpoint.near, self.members))
+
+    def reachable(self, array: np.ndarray) -> bool:
+        """True when the other members can look at this array where it lies."""
+        if all(map(self._endpoint.here, self.members)):
+            return True
+        return self._endpoint.whereabouts(array) is not None
+
+    def scratch(self, like: np.ndarray) -> np.ndarray | None:
+        """Shared memory for a copy of an array; None where there is no room.
+
+        The next call gets the same memory again.
+        """
+        nbytes = max(1, like.nbytes)
+        kept = self.owner.scratch.get(self.lane)
+        if kept is None or kept.nbytes < nbytes:
+            kept = self.owner.scratch[self.lane] = self.owner.empty(nbytes, np.uint8)
+        if not self.reachable(kept):
+            return None
+        return kept[: like.nbytes].view(like.dtype).reshape(like.shape)
+
+    def look(self, array: np.ndarray | None, what: str) -> list[np.ndarray] | None:
+        """The members' arrays, seen where they lie in memory, without a copy.
+
+        Every member calls this with a `reachable` array of the same dtype and shape, or with None
+        when it has no room for one; then the answer is None on all ranks. It returns when all
+        have called; after it, all must agree once more before anybody changes its array.
+        """
+        others = [number for number in range(self.size) if number != self.rank]
+        operations = [self._showing(array, number, what) for number in others]
+        operations += [self._seeing(array, number, what) for number in others]
+        found = self._complete("meet", what, operations)[len(others) :]
+        found.insert(self.rank, array)
+        return None if any(view is None for view in found) else found
+
+    def _showing(self, array, to, what):
+        member = self._member(to)
+        channel = self.owner.channel(member, self.lane)
+        if self._endpoint.here(member):
+            channel.put(Label(what, None, ()), array)
+        else:
+            place = NOWHERE if array is None else self._endpoint.whereabouts(array)
+            yield from channel.sending(what, np.array(place, np.int64))
+
+    def _seeing(self, array, source, what):
+        channel = yield from self._channel_from(source)
+        found = yield from channel.receiving(Incoming(what))
+        member = self._member(source)
+        if self._endpoint.here(member):
+            return found
+        number, start = map(int, found)
+        if array is None or (number, start) == NOWHERE:
+            return None
+        memory = self.owner.attached(member, number)
+        return memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+
+
+def sendable(array) -> np.ndarray:
+    """A contiguous array of plain values, or a sentence that says why it cannot be sent."""
+    array = np.asarray(array, order="C")
+    if array.dtype.hasobject:
+        raise TypeError(
+            "Ranks exchange arrays of numbers, not of Python objects: convert it with "
+            "array.astype(float), or return objects as the program's result."
+        )
+    return array

@@ -1,0 +1,334 @@
+"""A multilayer perceptron whose parameters lie in one flat array.
+
+The network is a frozen description; parameters go in and gradients come out. In the flat array
+stand the weights of layer 0 row by row, then its biases, then those of layer 1, and so on.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.nn.layers import (
+    check_dtypes,
+    linear,
+    linear_grad_input,
+    linear_grad_weights,
+    ready,
+    relu,
+    relu_grad,
+)
+from helpers.nn.losses import logistic_loss, softmax_loss, squared_loss
+
+LOSSES = {"logistic": logistic_loss, "softmax": softmax_loss, "squared": squared_loss}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory for one forward and backward pass, to be used again for the next one.
+
+    Attributes
+    ----------
+    outputs : list of array
+        What each layer computed (after the rectifier), of shape (rows, width).
+    gradients : list of array
+        The gradients of the loss by these outputs; the rectifier's input for hidden layers.
+    masks : list of array
+        Which outputs of a hidden layer were positive, dtype bool.
+    """
+
+    outputs: list
+    gradients: list
+    masks: list
+
+    def first(self, rows):
+        """The same memory, cut to its first rows.
+
+        Raises
+        ------
+        ValueError
+            If it holds fewer rows.
+        """
+        if rows > len(self.outputs[0]):
+            raise ValueError(
+                f"the workspace holds {len(self.outputs[0])} rows, the batch has {rows}: "
+                "make a larger one with mlp.workspace."
+            )
+        parts = (self.outputs, self.gradients, self.masks)
+        return Workspace(*([array[:rows] for array in part] for part in parts))
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A multilayer perceptron: linear layers with a rectifier between them, and a loss.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Numbers of inputs, of units of each hidden layer, and of outputs: two or more.
+    loss : str
+        ``logistic`` (one output, labels 0 and 1), ``softmax`` (one output a class, integer labels)
+        or ``squared``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two widths, a width is not positive, or the loss is unknown or does
+        not fit the number of outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mlp = MLP((2, 3, 1))
+    >>> mlp.size, mlp.slices
+    (13, ((0, 9), (9, 13)))
+    >>> parameters = mlp.initialise(seed=0)
+    >>> x, y = np.array([[1.0, -1.0], [0.0, 2.0]]), np.array([0, 1])
+    >>> loss, gradient = mlp.loss_and_gradient(parameters, x, y)
+    >>> mlp.loss_at(parameters - 0.1 * gradient, x, y) < loss
+    True
+    """
+
+    widths: tuple[int, ...]
+    loss: str = "logistic"
+
+    def __post_init__(self):
+        widths = tuple(operator.index(width) for width in self.widths)
+        object.__setattr__(self, "widths", widths)
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(
+                f"widths {widths}: give at least the numbers of inputs and outputs, 1 or more each."
+            )
+        if self.loss not in LOSSES:
+            raise ValueError(f"no loss is called {self.loss!r}: choose one of {sorted(LOSSES)}.")
+        if self.loss == "logistic" and widths[-1] != 1:
+            raise ValueError(
+                f"the logistic loss needs 1 output, not {widths[-1]}: softmax takes more."
+            )
+        if self.loss == "softmax" and widths[-1] < 2:
+            raise ValueError("the softmax loss needs one output for each class, at least 2.")
+
+    @property
+    def shapes(self):
+        """The shape of each layer's weights, (inputs, outputs)."""
+        return tuple(zip(self.widths, self.widths[1:]))
+
+    @property
+    def slices(self):
+        """For each layer, where its parameters lie in the flat array: (start, stop)."""
+        stops = np.cumsum([(d_in + 1) * d_out for d_in, d_out in self.shapes]).tolist()
+        return tuple(zip([0, *stops], stops))
+
+    @property
+    def size(self):
+        """The number of parameters."""
+        return self.slices[-1][1]
+
+    def views(self, flat):
+        """The weights and biases of each layer, as views into a flat array.
+
+        Parameters
+        ----------
+        flat : contiguous float array of shape (size,)
+            Parameters or a gradient.
+
+        Returns
+        -------
+        list of (w, b)
+            Of shapes (d_in, d_out) and (d_out,). Writing into them writes into ``flat``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If ``flat`` has another size, is not contiguous, or holds no floats.
+        """
+        self._check_flat("the flat array", flat)
+        layers = []
+        for (d_in, d_out), (start, stop) in zip(self.shapes, self.slices):
+            middle = stop - d_out
+            layers.append((flat[start:middle].reshape(d_in, d_out), flat[middle:stop]))
+        return layers
+
+    def initialise(self, seed, dtype=np.float64):
+        """New parameters: normal weights with variance 2 / d_in, and biases of 0.
+
+        The weights of a layer depend on the seed, the layer's number and its shape, and on nothing
+        else: however layers are dealt out to ranks, training starts from the same point. The scale
+        is that of He et al. 2015, "Delving Deep into Rectifiers", equation 10. Those of float32
+        are those of float64, rounded.
+
+        Parameters
+        ----------
+        seed : int
+            Not negative.
+        dtype : dtype
+            Of the parameters.
+
+        Returns
+        -------
+        array of shape (size,)
+        """
+        flat = np.zeros(self.size, dtype)
+        for layer, (w, _) in enumerate(self.views(flat)):
+            random = np.random.default_rng([seed, layer])
+            w[:] = random.normal(scale=np.sqrt(2 / len(w)), size=w.shape)
+        return flat
+
+    def workspace(self, rows, dtype=np.float64):
+        """Memory for batches of up to so many rows, see `Workspace`."""
+        hidden, outer = self.widths[1:-1], self.widths[1:]
+        return Workspace(
+            outputs=[np.empty((rows, width), dtype) for width in outer],
+            gradients=[np.empty((rows, width), dtype) for width in outer],
+            masks=[np.empty((rows, width), bool) for width in hidden],
+        )
+
+    def predict(self, parameters, x):
+        """The outputs of the last layer: scores for a class, or predicted numbers.
+
+        Parameters
+        ----------
+        parameters : array of shape (size,)
+        x : array of shape (n, widths[0]), of the same dtype
+
+        Returns
+        -------
+        array of shape (n, widths[-1])
+            Logistic loss: a probability is ``1 / (1 + exp(-output))``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If shapes do not fit or dtypes differ.
+        """
+        self._check_inputs(parameters, x)
+        return self._outputs(parameters, x, [None] * len(self.shapes))
+
+    def loss_at(self, parameters, x, y, divisor=None):
+        """The loss at these parameters, a float. Arguments as for `loss_and_gradient`."""
+        return LOSSES[self.loss](self.predict(parameters, x), y, divisor)[0]
+
+    def loss_and_gradient(self, parameters, x, y, divisor=None, out=None, workspace=None):
+        """The loss of a batch, and its gradient by all parameters.
+
+        Parameters
+        ----------
+        parameters : array of shape (size,)
+        x : array of shape (n, widths[0]), of the same dtype
+        y : array of shape (n,)
+            Labels or targets, as the loss asks; of shape (n, outputs) for several targets.
+        divisor : number, optional
+            What the sum over the rows is divided by. Default: the number of rows, for the mean.
+            A rank with a shard of a batch gives the number of rows of the whole batch.
+        out : array of shape (size,), optional
+            Where to write the gradient.
+        workspace : Workspace, optional
+            From `workspace`, for at least n rows. With it and ``out``, only the loss allocates
+            memory: a few numbers a row.
+
+        Returns
+        -------
+        loss : float
+        gradient : array of shape (size,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If shapes do not fit, dtypes differ, or a label is no class.
+        """
+        self._check_inputs(parameters, x)
+        workspace = workspace or self.workspace(len(x), x.dtype)
+        out = ready(out, parameters.shape, parameters.dtype)
+        loss = self.forward(parameters, x, y, workspace, divisor)
+        for _layer in self.backward(parameters, x, out, workspace):
+            pass
+        return loss, out
+
+    def forward(self, parameters, x, y, workspace, divisor=None):
+        """The loss; what `backward` needs is left in the workspace.
+
+        Arguments, result and errors as for `loss_and_gradient`.
+        """
+        self._check_inputs(parameters, x)
+        space = self._cut(workspace, x)
+        z = self._outputs(parameters, x, space.outputs)
+        loss, _ = LOSSES[self.loss](z, y, divisor, out=space.gradients[-1])
+        return loss
+
+    def backward(self, parameters, x, out, workspace):
+        """Write the gradient into ``out``, and yield each layer's number when its part is there.
+
+        Layers come from the last to the first. While one part of the gradient is sent to other
+        ranks, the next one is computed. `forward` must have run with the same arguments.
+
+        Parameters
+        ----------
+        parameters, x, out, workspace
+            As for `loss_and_gradient`. Do not change the parameters before the end: the layer that
+            was named last still needs its weights.
+
+        Yields
+        ------
+        int
+            A layer whose ``slices`` of ``out`` are complete.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mlp, x = MLP((2, 3, 1)), np.ones((4, 2))
+        >>> parameters, workspace = mlp.initialise(seed=0), mlp.workspace(rows=4)
+        >>> gradient = np.empty(mlp.size)
+        >>> loss = mlp.forward(parameters, x, np.ones(4), workspace)
+        >>> [mlp.slices[layer] for layer in mlp.backward(parameters, x, gradient, workspace)]
+        [(9, 13), (0, 9)]
+        """
+        self._check_inputs(parameters, x)
+        self._check_flat("the gradient", out)
+        check_dtypes(parameters=parameters, gradient=out)
+        return self._layers_backward(parameters, x, out, self._cut(workspace, x))
+
+    def _outputs(self, parameters, x, outs):
+        """The forward pass: what each layer computes is written into one of ``outs``."""
+        for layer, (w, b) in enumerate(self.views(parameters)):
+            if layer > 0:
+                x = relu(x, out=x)
+            x = linear(x, w, b, out=outs[layer])
+        return x
+
+    def _layers_backward(self, parameters, x, out, space):
+        """The backward pass, checked arguments."""
+        inputs, dy = [x, *space.outputs], space.gradients[-1]
+        layers, gradients = self.views(parameters), self.views(out)
+        for layer in reversed(range(len(layers))):
+            linear_grad_weights(dy, inputs[layer], *gradients[layer])
+            yield layer
+            if layer > 0:
+                before = layer - 1
+                dx = linear_grad_input(dy, layers[layer][0], space.gradients[before])
+                dy = relu_grad(dx, inputs[layer], out=dx, mask=space.masks[before])
+
+    def _check_inputs(self, parameters, x):
+        check_dtypes(parameters=parameters, x=x)
+        self._check_flat("parameters", parameters)
+        if x.ndim != 2 or x.shape[1] != self.widths[0]:
+            raise ValueError(f"x has shape {x.shape}: this network needs (rows, {self.widths[0]}).")
+
+    def _cut(self, workspace, x):
+        """The workspace, cut to the rows of ``x``, if it was made for such a network."""
+        made = tuple((array.shape[1], array.dtype) for array in workspace.outputs)
+        if made != tuple((width, x.dtype) for width in self.widths[1:]):
+            raise ValueError(
+                f"the workspace was made for other widths or another dtype than {self.widths} and "
+                f"{x.dtype}: take one from mlp.workspace(rows, dtype)."
+            )
+        return workspace.first(len(x))
+
+    def _check_flat(self, name, flat):
+        check_dtypes(**{name: flat})
+        if flat.shape != (self.size,) or not flat.flags.c_contiguous:
+            raise ValueError(
+                f"{name} of shape {flat.shape}: widths {self.widths} need one contiguous array of "
+                f"shape ({self.size},)."
+            )
