@@ -5,6 +5,7 @@ round after round, each time in a fresh process, and the medians are compared.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -180,6 +181,24 @@ class PeakMemory:
                 return
 
 
+def significant(value, digits=4):
+    """A number with so many significant digits: times reach from microseconds to minutes.
+
+    Examples
+    --------
+    >>> significant(0.0000931234), significant(512.34)
+    (9.312e-05, 512.3)
+    """
+    return float(f"{value:.{digits}g}")
+
+
+def _plain(value, digits=3):
+    """As text without an exponent, so that the numbers of a column can be compared by eye."""
+    rounded = abs(significant(value, digits))
+    before_point = math.floor(math.log10(rounded)) + 1 if rounded else 1
+    return f"{value:.{max(0, digits - before_point)}f}"
+
+
 def as_table(cases):
     """The cases as text in columns; a missing value is a dash."""
     peers = list(dict.fromkeys(name for case in cases for name in case.peers))
@@ -188,7 +207,7 @@ def as_table(cases):
     for case in cases:
         values = [case.ours, *[case.peers.get(peer) for peer in peers], case.limit]
         values += [case.more.get(name) for name in more]
-        rows.append([case.name, *["–" if v is None else f"{v:.2f}" for v in values]])
+        rows.append([case.name, *["–" if v is None else _plain(v) for v in values]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:
@@ -201,8 +220,8 @@ def as_json(name, cases):
     """One line of JSON for programs that compare runs."""
     lines = []
     for case in cases:
-        peers = {peer: round(value, 4) for peer, value in case.peers.items()}
-        limit = None if case.limit is None else round(case.limit, 4)
-        line = {"case": case.name, "ours": round(case.ours, 4), "peers": peers, "limit": limit}
-        lines.append(line | {key: round(value, 1) for key, value in case.more.items()})
+        peers = {peer: significant(value) for peer, value in case.peers.items()}
+        limit = None if case.limit is None else significant(case.limit)
+        line = {"case": case.name, "ours": significant(case.ours), "peers": peers, "limit": limit}
+        lines.append(line | {key: significant(value) for key, value in case.more.items()})
     return json.dumps({"benchmark": name, "unit": "s", "cases": lines})

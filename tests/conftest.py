@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,12 @@ LASTING_PROCESSES = ("resource_tracker", "forkserver")
 # Folders of pytest and of libraries, not ours.
 LASTING_FOLDERS = ("pytest-of-", "pymp-", "matplotlib-", "joblib_")
 SETTLE_SECONDS = 5
+
+
+with warnings.catch_warnings():
+    # The browser driver's trio registers a generator in a way that Hypothesis warns about.
+    warnings.simplefilter("ignore")
+    import hypothesis  # noqa: F401
 
 
 def pytest_addoption(parser):

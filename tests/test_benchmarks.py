@@ -30,6 +30,7 @@ IMPORT_AND_CLUSTER_SECONDS = 2
 NOTEBOOK_SECONDS = 60
 NOTEBOOK_MIB = 1024
 
+NAMES = ", ".join(benchmarks.names())
 CASES = [
     Case("small", 0.123456, {"other": 0.5}, 0.1),
     Case("large", 12.0, {}, None, {"memory_MiB": 512.34}),
@@ -63,8 +64,16 @@ def test_the_line_of_json_has_its_shape():
 def test_the_table_shows_all_and_a_dash_for_what_is_missing():
     head, small, large = as_table(CASES).splitlines()
     assert head.split() == "case ours (s) other (s) limit (s) memory_MiB".split()
-    assert small.split() == ["small", "0.12", "0.50", "0.10", "–"]
-    assert large.split() == ["large", "12.00", "–", "–", "512.34"]
+    assert small.split() == ["small", "0.123", "0.500", "0.100", "–"]
+    assert large.split() == ["large", "12.0", "–", "–", "512"]
+
+
+def test_numbers_of_any_size_keep_their_digits():
+    cases = [Case("quick", 0.0000931234, {"none": 0.0}, 1234.5678, {"less": -0.25})]
+    _, line = as_table(cases).splitlines()
+    assert line.split() == ["quick", "0.0000931", "0.00", "1235", "-0.250"]
+    [stored] = json.loads(as_json("made-up", cases))["cases"]
+    assert (stored["ours"], stored["limit"], stored["less"]) == (9.312e-05, 1235, -0.25)
 
 
 def test_the_command_prints_a_table_and_last_the_json(monkeypatch, capsys):
@@ -84,14 +93,16 @@ def test_the_command_prints_a_table_and_last_the_json(monkeypatch, capsys):
 def test_without_a_name_the_benchmarks_are_listed(capsys):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == benchmarks.names() == ["course", "startup"]
+    assert [line.split()[0] for line in lines] == benchmarks.names()
+    assert {"all_reduce", "course", "data_parallel_step", "scaling"} <= set(benchmarks.names())
+    assert "measure" not in benchmarks.names() and "peers" not in benchmarks.names()
     assert all(len(line.split()) > 4 for line in lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["starup"], "There is no benchmark 'starup': choose one of course, startup.\n"),
+        (["starup"], f"There is no benchmark 'starup': choose one of {NAMES}.\n"),
         (["startup", "--rounds", "0"], "--rounds must be 1 or more, not 0.\n"),
     ],
 )

@@ -26,6 +26,7 @@ FILES = (
     "airlines.parquet",
     "growth/accelerators.csv",
     "growth/models.csv",
+    *(f"studies/{name}.csv" for name in ("batch", "compression", "local", "warm_up")),
     *(f"{kind}/2013-{month:02d}.parquet" for kind in ("flights", "weather") for month in MONTHS),
 )
 
@@ -60,7 +61,7 @@ def verify() -> list[str]:
     problems = []
     for name in FILES:
         try:
-            _read_verified(data_folder(), name)
+            read_verified(data_folder(), name)
         except DataError as error:
             problems.append(str(error))
     # When the list of checksums itself is gone, every file says the same: say it once.
@@ -78,7 +79,7 @@ def _read_bytes(folder: Path, name: str) -> bytes:
         raise DataError(f"The data file data/{name} cannot be read ({reason}): {_HELP}.") from None
 
 
-def _read_verified(folder: Path, name: str) -> bytes:
+def read_verified(folder: Path, name: str) -> bytes:
     """The bytes of one data file, which are known to be the published ones."""
     listed = _read_bytes(folder, "SHA256SUMS").decode("utf-8", "replace").split()
     checksum = dict(zip(listed[1::2], listed[0::2], strict=False)).get(name)
@@ -101,9 +102,9 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame:
     """
     import pyarrow.parquet as pq
 
-    content = BytesIO(_read_verified(folder, name))
+    content = BytesIO(read_verified(folder, name))
     # No threads: a worker has one core, and loading must not use those of its neighbours.
-    frame = pq.read_table(content, use_threads=False).to_pandas(use_threads=False)
+    frame = pq.ParquetFile(content).read(use_threads=False).to_pandas(use_threads=False)
     for column, labels in {"origin": ORIGINS, "carrier": AIRLINES}.items():
         if column in frame and frame[column].dtype == "category":
             # Every part gets the same categories, so that parts can be put together.
@@ -213,7 +214,7 @@ def load_growth() -> tuple[pd.DataFrame, pd.DataFrame]:
 
     tables = []
     for name, day in (("models", "published"), ("accelerators", "announced")):
-        content = BytesIO(_read_verified(data_folder(), f"growth/{name}.csv"))
+        content = BytesIO(read_verified(data_folder(), f"growth/{name}.csv"))
         tables.append(pd.read_csv(content, parse_dates=[day]))
     return tuple(tables)
 

@@ -236,8 +236,8 @@ def _direct_reduce_scatter(group, array, rows, combine, what):
     if views is None:
         return None
     part = slice(*rows[group.rank])
-    total = combine(views[0][part], views[1][part])
-    for view in views[2:]:
+    total = views[0][part].copy()
+    for view in views[1:]:
         combine(total, view[part], out=total)
     barrier(group, what)
     return total
@@ -270,7 +270,7 @@ def all_gather(group: Group, array) -> np.ndarray:
     if len(kinds) > 1:
         shapes = ", ".join(f"{part.dtype} {list(part.shape)}" for part in found)
         raise ValueError(f"all_gather joins rows of one kind, but the ranks brought {shapes}.")
-    return np.concatenate(found)
+    return np.concatenate(found, dtype=array.dtype)
 
 
 def broadcast(group: Group, array=None, root: int = 0) -> np.ndarray:

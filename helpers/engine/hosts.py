@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import os
 import threading
@@ -20,9 +21,9 @@ from helpers.engine.ranks import Rank
 from helpers.engine.transport import Endpoint
 
 LOOK_SECONDS = 0.25
-ASK_SECONDS = 0.7
+ASK_SECONDS = 0.4
 """After the end of a run a rank gets so long to notice, then it is interrupted …"""
-GIVE_UP_SECONDS = 1.8
+GIVE_UP_SECONDS = 1.2
 """… and after so long it is reported as not to be stopped."""
 
 KINDS = ("raised", "unanswered", "lost", "ended", "stuck", "result")
@@ -114,8 +115,10 @@ def run_ranks(
     # All ranks first: a message may come before its receiver's thread has begun.
     members = [Rank(index, plan.mesh, endpoint, plan.patience, plan.record) for index in ranks]
     for rank, outcome in zip(members, outcomes, strict=True):
-        work = (rank, outcome, plan, program, arguments[rank.index], done)
-        threads.append(threading.Thread(target=_run_one, args=work, daemon=True, name=f"{rank}"))
+        work = (_run_one, rank, outcome, plan, program, arguments[rank.index], done)
+        # The context tells Dask's get_worker and actors in which worker they are.
+        run = contextvars.copy_context().run
+        threads.append(threading.Thread(target=run, args=work, daemon=True, name=f"{rank}"))
     for thread in threads:
         thread.start()
     try:

@@ -41,7 +41,7 @@ RANKS_A_WORKER = 64
 ASK_SECONDS = 0.5
 """How often the caller looks whether all workers are still there."""
 TELL_SECONDS = 1.0
-END_SECONDS = 2.0
+END_SECONDS = 1.6
 """So long the caller waits for the ranks to end, once the run has failed."""
 RESTART_SECONDS = 5.0
 NAME = "many-hands"
