@@ -49,6 +49,14 @@ class _CourseClient(Client):
 
     in_use: list[str] | None = None
 
+    def workers_now(self) -> dict[str, dict]:
+        """What the scheduler knows of all workers at this moment, by address.
+
+        Not `scheduler_info`: its answer is a copy that is renewed, and now and then emptied, in
+        the background.
+        """
+        return self.sync(self.scheduler.identity, n_workers=-1)["workers"]
+
     def _graph_to_futures(self, *args, workers=None, **kwargs):
         return super()._graph_to_futures(*args, workers=workers or self.in_use, **kwargs)
 
@@ -202,7 +210,7 @@ class _LocalCluster(Cluster):
 
     @property
     def workers(self):
-        info = self.client.scheduler_info()["workers"]
+        info = self.client.workers_now()
         return sorted(info, key=lambda address: int(info[address]["name"]))
 
     @property
@@ -229,7 +237,7 @@ class _LocalCluster(Cluster):
 
     def _wait_for(self, workers):
         end = time.monotonic() + START_SECONDS
-        while {len(self.client.scheduler_info()["workers"]), len(self._local.workers)} != {workers}:
+        while {len(self.client.workers_now()), len(self._local.workers)} != {workers}:
             if time.monotonic() > end:
                 raise RuntimeError(
                     f"{workers} workers did not start within {START_SECONDS} s: "
@@ -257,7 +265,7 @@ class _JoinedCluster(Cluster):
         self._finalizer = weakref.finalize(self, _quietly, self.client.close)
 
     def _all(self):
-        return sorted(self.client.scheduler_info()["workers"])
+        return sorted(self.client.workers_now())
 
     @property
     def workers(self):

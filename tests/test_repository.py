@@ -340,7 +340,11 @@ def test_no_file_is_an_orphan():
 FORBIDDEN = {
     "helpers.datasets": ["dask", "distributed", "helpers.cluster", "helpers.engine"],
     "helpers.cluster": ["helpers.engine"],
-    "helpers.engine": ["sklearn", "helpers.datasets"],
+    "helpers.engine": ["sklearn", "helpers.datasets", "helpers.nn", "helpers.parallel"],
+    "helpers.nn": ["dask", "distributed", "sklearn", "helpers.cluster", "helpers.engine"]
+    + ["helpers.datasets", "helpers.parallel"],
+    "helpers.parallel": ["helpers.studies"],
+    "helpers.studies": ["helpers.cluster"],
     "helpers.classroom.plots": ["dask", "distributed", "helpers.cluster", "helpers.datasets"],
     "helpers.classroom.timeline": ["helpers.datasets"],
 }

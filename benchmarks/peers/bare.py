@@ -68,4 +68,5 @@ def main(kind, size, index, _, address, meet):
     report(seconds)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

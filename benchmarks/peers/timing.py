@@ -12,6 +12,12 @@ SIZES = {
     "328 KB": (82_000, 20, 50),
     "32 MB": (8_388_608, 2, 15),
 }
+PINGS = {
+    # Bytes of a message; calls in a block; blocks.
+    "1 byte": (1, 200, 30),
+    "328 KB": (328_000, 20, 30),
+    "32 MB": (33_554_432, 1, 10),
+}
 LAYERS = (64, 256, 256, 1)
 BATCH = 8192
 LEARNING_RATE = 0.1

@@ -18,21 +18,27 @@ from helpers.engine.events import Event, events_from_tasks
 
 WINDOW_SECONDS = 10.0
 REFRESH_SECONDS = 0.3
+PALE = "#d9d9d9"
 LEFT, WIDTH, ROW = 70, 560, 24  # pixels of the live picture: names, time, one row
 
 
 def _styles(events) -> dict[str, tuple[str, str]]:
-    """A colour and a hatch for each operation, in order of first appearance."""
-    names = list(dict.fromkeys(event.operation for event in events))
+    """A colour and a hatch for each operation, in order of first appearance; waiting is pale."""
+    names = list(dict.fromkeys(e.operation for e in events if e.operation != "wait"))
     palette = [c for name, c in COLOURS.items() if name not in ("black", "yellow")]
-    return {
+    styles = {
         name: (palette[i % len(palette)], HATCHES[(i // len(palette) + i) % len(HATCHES)])
         for i, name in enumerate(names)
     }
+    if any(e.operation == "wait" for e in events):
+        styles["wait"] = PALE, ""
+    return styles
 
 
-def draw_schedule(events, ranks: int | None = None, ax=None):
+def draw_schedule(events, ranks: int | None = None, ax=None, name: str = "worker"):
     """Draw what each rank did: one row a rank, time to the right.
+
+    What goes on in a rank's background (lane 1) stands as a thin bar below what its program does.
 
     Parameters
     ----------
@@ -41,6 +47,8 @@ def draw_schedule(events, ranks: int | None = None, ax=None):
     ranks : int, optional
         Number of rows; default: as many as there are ranks among the events.
     ax : matplotlib.axes.Axes, optional
+    name : str
+        What a row is called; its number follows.
 
     Returns
     -------
@@ -55,25 +63,34 @@ def draw_schedule(events, ranks: int | None = None, ax=None):
     """
     ranks = ranks or max((event.rank for event in events), default=0) + 1
     ax = ax or plt.figure(figsize=(7, 0.8 + 0.45 * ranks)).subplots()
-    for name, (colour, hatch) in _styles(events).items():
-        first = True
-        for event in (e for e in events if e.operation == name):
+    rows = _rows_of_lanes(events)
+    for operation, (colour, hatch) in _styles(events).items():
+        label = operation
+        for event in (e for e in events if e.operation == operation):
+            shift, height = rows[event.lane]
             ax.barh(
-                event.rank,
+                event.rank + shift,
                 event.length,
                 left=event.start,
-                height=0.7,
+                height=height,
                 color=colour,
                 hatch=hatch,
                 edgecolor="white",
-                label=name if first else None,
+                label=label,
             )
-            first = False
+            label = None
     ax.set(xlabel="time (s)", yticks=range(ranks), ylim=(ranks - 0.5, -0.5))
-    ax.set_yticklabels([f"worker {rank}" for rank in range(ranks)])
+    ax.set_yticklabels([f"{name} {rank}" for rank in range(ranks)])
     if events:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, borderaxespad=0)
     return ax
+
+
+def _rows_of_lanes(events) -> dict[int, tuple[float, float]]:
+    """Where a bar's middle lies below its rank's, and how high it is, for each lane."""
+    if any(event.lane for event in events):
+        return {0: (-0.13, 0.5), 1: (0.27, 0.24)}
+    return {0: (0.0, 0.7)}
 
 
 def timeline_svg(events, ranks: int, busy=(), end: float | None = None) -> str:

@@ -109,17 +109,18 @@ def _direct(group, flat, combine, what) -> bool:
 
 def _combine_into_all(arrays, combine):
     """Replace every one of these equally long arrays by their combination, block by block."""
-    first = arrays[0]
+    first, second, *rest = arrays
     block = max(1, BLOCK_BYTES // first.itemsize)
-    total = np.empty(min(block, first.size), first.dtype)
     for start in range(0, first.size, block):
-        parts = [array[start : start + block] for array in arrays]
-        here = total[: parts[0].size]
-        combine(parts[0], parts[1], out=here)
-        for part in parts[2:]:
-            combine(here, part, out=here)
-        for part in parts:
-            part[:] = here
+        part = slice(start, start + block)
+        # With two ranks the sum can be written where it belongs; with more, an array that is still
+        # to be added must not be overwritten.
+        total = combine(first[part], second[part], out=None if rest else first[part])
+        for array in rest:
+            combine(total, array[part], out=total)
+        for array in arrays:
+            if array is not first or rest:
+                array[part] = total
 
 
 def _naive(group, flat, combine, what):

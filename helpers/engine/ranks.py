@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from helpers.engine.channels import Incoming, Label
+from helpers.engine.channels import Incoming, Label, small_message
 from helpers.engine.errors import PeerLost
 from helpers.engine.events import Event
 from helpers.engine.mesh import Mesh
@@ -16,6 +16,7 @@ from helpers.engine.ports import Port
 from helpers.engine.transport import Endpoint
 
 PROGRAM, BACKGROUND = 0, 1
+MOST_ATTACHED = 64
 NOTHING = np.empty(0, np.uint8)
 NOWHERE = (0, 0)  # segments are counted from 1
 
@@ -131,10 +132,7 @@ class Rank:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="many-hands-background")
             self._ports[BACKGROUND] = self._open_port(BACKGROUND)
-        there = Group(self, group.axis, group.members, BACKGROUND)
-        there.calls = group.background_calls
-        group.background_calls += 1
-        return Work(self, self._executor.submit(exchange, there, *args, **kwargs))
+        return Work(self, self._executor.submit(exchange, group.behind(), *args, **kwargs))
 
     # ------------------------------------------------------------ for the engine
 
@@ -153,6 +151,8 @@ class Rank:
         """The memory of a peer's segment, uint8; it is attached when it is first used."""
         key = rank, segment
         if key not in self._attached:
+            if len(self._attached) >= MOST_ATTACHED:
+                self._attached.clear()
             self._attached[key] = self.endpoint.attach(rank, segment)
         return self._attached[key]
 
@@ -218,9 +218,13 @@ class Group:
     def __init__(self, owner: Rank, axis: str, members: tuple[int, ...], lane: int = PROGRAM):
         self.axis, self.members, self.lane = axis, members, lane
         self.rank, self.size = members.index(owner.index), len(members)
-        self.calls = self.background_calls = 0
         self.owner = owner
         self._endpoint = owner.endpoint
+        self._behind = None
+        self._names = {}  # (name, dtype, shape) -> the words for this call
+        self._incoming = {}  # source -> its channel
+        self._seen = {}  # (what, place) -> what came in an earlier `look`
+        self.near = all(map(self._endpoint.near, members))
 
     def __repr__(self):
         return f"<Group {self.axis}: rank {self.rank} of {self.size}>"
@@ -290,8 +294,24 @@ class Group:
 
     def signal(self, to: int, source: int, what: str) -> None:
         """Tell one rank that this one is here, and wait for the same from another."""
-        operations = [self._sending(NOTHING, to, what), self._receiving(source, None, what)]
+        operations = [self._posting(what, NOTHING, to), self._hearing(what, source)]
         self._complete("meet", what, operations)
+
+    def _posting(self, what, array, to):
+        member = self._member(to)
+        channel = self.owner.channel(member, self.lane)
+        if self._endpoint.here(member):
+            yield from channel.sending(what, array)
+        else:
+            yield from channel.posting(self._packed(what, array))
+
+    def _hearing(self, what, source):
+        channel = yield from self._channel_from(source)
+        again = False
+        if not self._endpoint.here(self._member(source)):
+            again = yield from channel.receiving_again(self._packed(what, NOTHING))
+        if not again:
+            yield from channel.receiving(Incoming(what))
 
     def _sending(self, array, to, what):
         # Inside a generator, so that an error on the way gets this exchange's name.
@@ -310,14 +330,18 @@ class Group:
         return received
 
     def _channel_from(self, source):
-        member = self._member(source)
-        while True:
-            channel = self._endpoint.incoming(member, self.owner.index, self.lane)
-            if channel is not None:
-                return channel
-            if member in self._endpoint.finished:
-                raise PeerLost("the other rank has ended its program")
-            yield None
+        channel = self._incoming.get(source)
+        if channel is None:
+            member = self._member(source)
+            while True:
+                channel = self._endpoint.incoming(member, self.owner.index, self.lane)
+                if channel is not None:
+                    break
+                if member in self._endpoint.finished:
+                    raise PeerLost("the other rank has ended its program")
+                yield None
+            self._incoming[source] = channel
+        return channel
 
     def _member(self, number):
         if not 0 <= number < self.size:
@@ -335,16 +359,20 @@ class Group:
     # ------------------------------------------------------------ what collectives need
 
     def call(self, name: str, array: np.ndarray | None = None) -> str:
-        """Name the next collective call, so that calls which do not fit together are found."""
-        self.calls += 1
-        lane = " in the background" if self.lane else ""
-        text = f"{name} {self.calls}{lane} ({self.axis})"
-        return text if array is None else f"{text} of {array.dtype} {list(array.shape)}"
+        """The words for a collective call. They cross the wire, so that calls which do not fit
+        together are found."""
+        key = (name,) if array is None else (name, array.dtype, array.shape)
+        if key not in self._names:
+            lane = " in the background" if self.lane else ""
+            text = f"{name} ({self.axis}{lane})"
+            self._names[key] = text if array is None else str(Label.of(text, array))
+        return self._names[key]
 
-    @property
-    def near(self) -> bool:
-        """True when every member can look at the memory of every other one."""
-        return all(map(self._endpoint.near, self.members))
+    def behind(self) -> Group:
+        """The same group for communication in the background."""
+        if self._behind is None:
+            self._behind = Group(self.owner, self.axis, self.members, BACKGROUND)
+        return self._behind
 
     def reachable(self, array: np.ndarray) -> bool:
         """True when the other members can look at this array where it lies."""
@@ -372,33 +400,50 @@ class Group:
         when it has no room for one; then the answer is None on all ranks. It returns when all
         have called; after it, all must agree once more before anybody changes its array.
         """
+        place = NOWHERE if array is None else self._endpoint.whereabouts(array) or NOWHERE
+        if len(self._seen) >= MOST_ATTACHED:
+            self._seen.clear()  # so that segments which their owners have given up are freed
+        kind = None if array is None else (array.dtype, array.shape)
+        seen = self._seen.setdefault((what, place, kind), {})
         others = [number for number in range(self.size) if number != self.rank]
-        operations = [self._showing(array, number, what) for number in others]
-        operations += [self._seeing(array, number, what) for number in others]
+        operations = [self._showing(what, array, place, number) for number in others]
+        operations += [self._seeing(what, array, number, seen) for number in others]
         found = self._complete("meet", what, operations)[len(others) :]
         found.insert(self.rank, array)
         return None if any(view is None for view in found) else found
 
-    def _showing(self, array, to, what):
+    def _showing(self, what, array, place, to):
         member = self._member(to)
         channel = self.owner.channel(member, self.lane)
         if self._endpoint.here(member):
             channel.put(Label(what, None, ()), array)
         else:
-            place = NOWHERE if array is None else self._endpoint.whereabouts(array)
-            yield from channel.sending(what, np.array(place, np.int64))
+            yield from channel.posting(self._packed(what, np.array(place, np.int64)))
 
-    def _seeing(self, array, source, what):
+    def _seeing(self, what, array, source, seen):
+        """A view of another rank's array; it is made once, and then only asked for again."""
         channel = yield from self._channel_from(source)
-        found = yield from channel.receiving(Incoming(what))
         member = self._member(source)
         if self._endpoint.here(member):
-            return found
-        number, start = map(int, found)
+            return (yield from channel.receiving(Incoming(what)))
+        if source in seen:
+            message, view = seen[source]
+            if (yield from channel.receiving_again(message)):
+                return view
+        place = yield from channel.receiving(Incoming(what))
+        number, start = map(int, place)
         if array is None or (number, start) == NOWHERE:
             return None
         memory = self.owner.attached(member, number)
-        return memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        seen[source] = small_message(what, place), view
+        return view
+
+    def _packed(self, what, array):
+        key = what, array.tobytes()
+        if key not in self._names:
+            self._names[key] = small_message(what, array)
+        return self._names[key]
 
 
 def sendable(array) -> np.ndarray:

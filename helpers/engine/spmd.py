@@ -204,7 +204,8 @@ def _pickled(program):
 
 def _workers(client):
     """The addresses of the workers in use, in the order of their names."""
-    info = client.scheduler_info()["workers"]
+    # Not scheduler_info: its answer is a copy that is renewed, and emptied, in the background.
+    info = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     if not info:
         raise ValueError("The cluster has no worker: start one, then run the cell again.")
     in_use = getattr(client, "in_use", None) or info

@@ -1,0 +1,273 @@
+"""What notebook 03 draws, and its panel.
+
+`draw_schedule`, `plot_rows`, `plot_speedup` and `show` of the other modules are names here too, so
+that the notebook needs this module alone for all of its figures.
+"""
+
+from __future__ import annotations
+
+import html
+import weakref
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+
+from helpers.classroom.panels import display_panel, picture_html
+from helpers.classroom.plots import COLOURS, HATCHES, plot_rows, plot_speedup, png, show
+from helpers.classroom.timeline import draw_schedule
+from helpers.engine import spmd
+from helpers.engine.mesh import Mesh
+
+__all__ = [
+    "DataParallelPanel",
+    "draw_schedule",
+    "plot_exchange_times",
+    "plot_rows",
+    "plot_shares",
+    "plot_speedup",
+    "show",
+    "time_shares",
+]
+
+COMPUTE = ("forward", "backward", "update")
+SHARES = ("compute", "exchange", "waiting")
+MARKERS = ("o", "^", "s", "D")
+BATCHES, WIDTHS = (512, 2048, 8192), (64, 256, 512)
+SETTINGS_SHOWN = 6
+SETTLING = "warm-up"
+
+
+def time_shares(events) -> dict[str, float]:
+    """Where the time of a training step goes: a mean over ranks and steps.
+
+    Parameters
+    ----------
+    events : list of Event
+        Of a run whose program records "forward", "backward" and "update" for what it computes,
+        "all_reduce" around its exchange, and perhaps "warm-up" around steps that do not count.
+
+    Returns
+    -------
+    dict of str to float
+        Seconds of one step: "compute"; "exchange", the part of it in which a rank moves and adds
+        numbers; and "waiting" for other ranks within the exchange.
+
+    Raises
+    ------
+    ValueError
+        No step was recorded.
+
+    Examples
+    --------
+    >>> from helpers.engine.events import Event
+    >>> step = [Event(0, "forward", 0, 2), Event(0, "all_reduce", 2, 1), Event(0, "wait", 2, 0.75)]
+    >>> time_shares(step)
+    {'compute': 2.0, 'exchange': 0.25, 'waiting': 0.75}
+    """
+    begin = max((e.stop for e in events if e.operation == SETTLING), default=0.0)
+    counted = [e for e in events if e.start >= begin and e.lane == 0]
+    steps = sum(e.operation == "forward" for e in counted)
+    if not steps:
+        raise ValueError("No step was recorded: run with record=True, and record forward.")
+    exchanges = [e for e in counted if e.operation == "all_reduce"]
+    waits = [e for e in counted if e.operation == "wait" and _within(e, exchanges)]
+    compute = [e for e in counted if e.operation in COMPUTE]
+    spent = [_seconds(some) / steps for some in (compute, exchanges, waits)]
+    return {"compute": spent[0], "exchange": max(0.0, spent[1] - spent[2]), "waiting": spent[2]}
+
+
+def _within(event, others) -> bool:
+    return any(e.rank == event.rank and e.start <= event.start <= e.stop for e in others)
+
+
+def _seconds(events) -> float:
+    return float(sum(e.length for e in events))
+
+
+def plot_exchange_times(measured: dict, predicted: dict, ax=None):
+    """Draw how long exchanges take by size: measured solid, predicted dashed.
+
+    Parameters
+    ----------
+    measured, predicted : dict of str to dict of int to float
+        ``{algorithm: {bytes: seconds}}``. An algorithm without a prediction gets no dashed line.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_exchange_times({"ring": {8: 1e-4, 800: 2e-4}}, {"ring": {8: 1e-4, 800: 1e-4}})
+    >>> [line.get_label() for line in ax.lines]
+    ['ring', 'ring, predicted']
+    """
+    ax = ax or plt.figure(figsize=(5.5, 3.8)).subplots()
+    colours = [COLOURS[name] for name in ("blue", "orange", "green", "purple")]
+    for name, marker, colour in zip(measured, MARKERS, colours):
+        style = dict(color=colour, marker=marker)
+        ax.loglog(
+            measured[name].keys(), [1e3 * s for s in measured[name].values()], label=name, **style
+        )
+        if name in predicted:
+            style |= dict(linestyle="--", fillstyle="none", label=f"{name}, predicted")
+            ax.loglog(predicted[name].keys(), [1e3 * s for s in predicted[name].values()], **style)
+    ax.set(xlabel="bytes of the array", ylabel="time (ms)")
+    ax.legend(fontsize=7)
+    return ax
+
+
+def plot_shares(shares: dict, ax=None):
+    """Draw where the time of a step goes, one stacked bar a setting.
+
+    Parameters
+    ----------
+    shares : dict of str to dict of str to float
+        ``{setting: seconds by kind}``, from `time_shares`.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_shares({"2 ranks": {"compute": 0.02, "exchange": 0.001, "waiting": 0.004}})
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['compute', 'exchange', 'waiting']
+    """
+    ax = ax or plt.figure(figsize=(5, 3.2)).subplots()
+    colours = [COLOURS[name] for name in ("sky", "orange", "yellow")]
+    below = dict.fromkeys(shares, 0.0)
+    for kind, colour, hatch in zip(SHARES, colours, HATCHES):
+        heights = [1e3 * values[kind] for values in shares.values()]
+        style = dict(color=colour, hatch=hatch, edgecolor="black", label=kind)
+        ax.bar(range(len(shares)), heights, 0.6, bottom=list(below.values()), **style)
+        below = {name: below[name] + height for name, height in zip(shares, heights)}
+    ax.set_xticks(range(len(shares)), list(shares))
+    ax.set(ylabel="time of a step (ms)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, borderaxespad=0)
+    return ax
+
+
+class DataParallelPanel:
+    """Sliders for ranks, batch and width of a network, and what a step of training takes.
+
+    Whenever a slider has moved, the program trains on real ranks, and the figure shows a timeline
+    of the last step and where the time of each setting went.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+    program : callable
+        ``program(rank, batch, width)`` takes some steps, recorded as `time_shares` asks, and
+        returns the seconds of one.
+    """
+
+    alt = (
+        "A panel with sliders for the number of ranks, the rows of a batch and the width of a "
+        "network. Below them a timeline of one training step, and a stacked bar for each setting "
+        "that was tried: compute, exchange and waiting."
+    )
+
+    def __init__(self, cluster, program):
+        # Widgets live as long as the kernel: they must not keep workers alive that long.
+        self.cluster, self.program = weakref.proxy(cluster), program
+        self.tried = {}
+        self.ranks = widgets.IntSlider(
+            value=min(2, cluster.n_workers),
+            min=1,
+            max=2 * max(2, min(cluster.cores, cluster.n_workers)),
+            description="Ranks",
+            continuous_update=False,
+        )
+        self.batch = _choice("Batch", BATCHES)
+        self.width = _choice("Width", WIDTHS)
+        self.controls = (self.ranks, self.batch, self.width)
+        self.status, self.figure = widgets.HTML(), widgets.HTML()
+        self._train()
+        for control in self.controls:
+            control.observe(self._moved, names="value")
+        top = widgets.HBox(self.controls)
+        self.widget = widgets.VBox([top, self.status, self.figure])
+
+    def display(self, caption: str) -> None:
+        """Show the panel, with a static picture beside it and a caption below."""
+        picture = self._picture(with_settings=True)
+        display_panel(self.widget, picture, caption, self.alt)
+
+    @property
+    def setting(self) -> str:
+        """The setting of the sliders in words: ranks, batch, width."""
+        ranks = self.ranks.value
+        return (
+            f"{ranks} rank{'s' * (ranks != 1)}\nbatch {self.batch.value}\nwidth {self.width.value}"
+        )
+
+    def _train(self):
+        if self.cluster.closed:
+            raise ReferenceError
+        ranks = self.ranks.value
+        arguments = (self.program, self.batch.value, self.width.value)
+        run = spmd.run(self.cluster.client, Mesh(data=ranks), *arguments, record=True)
+        self.tried.pop(self.setting, None)  # a setting that is tried again comes last
+        self.tried[self.setting] = time_shares(run.events)
+        self.tried = dict(list(self.tried.items())[-SETTINGS_SHOWN:])
+        self.events = _last_step(run.events)
+        self.figure.value = picture_html(self._picture(), "One step, and where its time goes.")
+        rows = self.batch.value / max(run.results)
+        self._say(f"A step took {1e3 * max(run.results):.1f} ms: {rows:,.0f} rows a second.")
+
+    def _picture(self, with_settings: bool = False) -> bytes:
+        """The figure; for places without widgets the settings stand above it."""
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+        draw_schedule(self.events, self.ranks.value, left, name="rank").set_title(
+            "One step (measured)"
+        )
+        plot_shares(self.tried, right).tick_params(axis="x", labelsize=7)
+        right.set_title("Where the time of a step goes (measured)")
+        if with_settings:
+            words = [f"{c.description}: {c.value}" for c in self.controls]
+            figure.suptitle("   |   ".join(words), fontsize=10)
+        picture = png(figure)
+        plt.close(figure)
+        return picture
+
+    def _say(self, sentence):
+        self.status.value = f'<span role="status">{html.escape(sentence)}</span>'
+
+    def _moved(self, _change):
+        """Train with the new setting; a failure becomes a sentence, and the panel lives on."""
+        for control in self.controls:
+            control.disabled = True
+        self._say("The ranks train …")
+        try:
+            self._train()
+        except ReferenceError:
+            self._say("These workers were stopped: run the notebook's cells again.")
+        except Exception as error:
+            self._say(f"That did not work: {error}".splitlines()[0])
+        finally:
+            for control in self.controls:
+                control.disabled = False
+
+
+def _choice(name, values):
+    return widgets.SelectionSlider(
+        options=values, value=values[1], description=name, continuous_update=False
+    )
+
+
+def _last_step(events):
+    """The events of the last step, with what lies within an exchange; time 0 is its start."""
+    begin = min(
+        max(e.start for e in events if e.operation == "forward" and e.rank == rank)
+        for rank in {e.rank for e in events}
+    )
+    shown = (*COMPUTE, "meet", "wait", "exchange")
+    return [
+        type(e)(e.rank, e.operation, e.start - begin, e.length, lane=e.lane)
+        for e in events
+        if e.start >= begin and e.operation in shown
+    ]
