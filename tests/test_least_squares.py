@@ -73,7 +73,8 @@ def test_collinear_and_constant_columns_get_the_smallest_weights():
     X, y = made_up()
     extra = [X[:, 0] + X[:, 1], 1000 * X[:, 2], np.full(len(X), 1e8 / 3), np.zeros(len(X))]
     X = np.column_stack([*extra, X])
-    assert_like_sklearn(fit_parts(X, y, [7, 200]), X, y)
+    # Columns of size 1e7 beside columns of size 1: on some processors the last digits differ.
+    assert_like_sklearn(fit_parts(X, y, [7, 200]), X, y, tolerance=1e-6)
     assert fit_parts(X, y, [7, 200]).rank == 5
     # One column in two very unequal units: nearly all the weight goes to the large one.
     weights = fit_parts(X[:, [1, 6]], y, [9]).coef

@@ -291,6 +291,12 @@ def is_module_reached(name):
     said = rf"-m[\s\"',]+{re.escape(module)}\b|{re.escape(name)}\b"
     if path.parent.name == "benchmarks":
         said += rf"|-m benchmarks {path.stem}\b"
+    if path.parent.name == "peers":  # a process of its own, started by its name
+        said += rf"|[\"']{re.escape(module)}[\"']"
+    if path.parent.name == "studies":
+        said += rf"|-m helpers.studies {path.stem}\b"
+    if path.name == "__main__.py":
+        said += rf"|-m {re.escape(module.removesuffix('.__main__'))}\b"
     elsewhere = [n for n in tracked() if n != name and n.endswith((".py", ".md", ".ipynb"))]
     if path.name in ("sitecustomize.py",):  # Python imports it when its folder is on the path
         said = re.escape(path.stem)
@@ -341,8 +347,10 @@ FORBIDDEN = {
     "helpers.datasets": ["dask", "distributed", "helpers.cluster", "helpers.engine"],
     "helpers.cluster": ["helpers.engine"],
     "helpers.engine": ["sklearn", "helpers.datasets", "helpers.nn", "helpers.parallel"],
-    "helpers.nn": ["dask", "distributed", "sklearn", "helpers.cluster", "helpers.engine"]
-    + ["helpers.datasets", "helpers.parallel"],
+    "helpers.nn": [
+        *("dask", "distributed", "sklearn", "helpers.cluster", "helpers.engine"),
+        *("helpers.datasets", "helpers.parallel"),
+    ],
     "helpers.parallel": ["helpers.studies"],
     "helpers.studies": ["helpers.cluster"],
     "helpers.classroom.plots": ["dask", "distributed", "helpers.cluster", "helpers.datasets"],

@@ -6,14 +6,10 @@ that the notebook needs this module alone for all of its figures.
 
 from __future__ import annotations
 
-import html
-import weakref
-
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 
-from helpers.classroom.panels import display_panel, picture_html
-from helpers.classroom.plots import COLOURS, HATCHES, plot_rows, plot_speedup, png, show
+from helpers.classroom.panels import SettingsPanel, choice, ranks_slider
+from helpers.classroom.plots import COLOURS, HATCHES, plot_rows, plot_speedup, show
 from helpers.classroom.timeline import draw_schedule
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
@@ -151,7 +147,7 @@ def plot_shares(shares: dict, ax=None):
     return ax
 
 
-class DataParallelPanel:
+class DataParallelPanel(SettingsPanel):
     """Sliders for ranks, batch and width of a network, and what a step of training takes.
 
     Whenever a slider has moved, the program trains on real ranks, and the figure shows a timeline
@@ -172,30 +168,10 @@ class DataParallelPanel:
     )
 
     def __init__(self, cluster, program):
-        # Widgets live as long as the kernel: they must not keep workers alive that long.
-        self.cluster, self.program = weakref.proxy(cluster), program
-        self.tried = {}
-        self.ranks = widgets.IntSlider(
-            value=min(2, cluster.n_workers),
-            min=1,
-            max=2 * max(2, min(cluster.cores, cluster.n_workers)),
-            description="Ranks",
-            continuous_update=False,
-        )
-        self.batch = _choice("Batch", BATCHES)
-        self.width = _choice("Width", WIDTHS)
-        self.controls = (self.ranks, self.batch, self.width)
-        self.status, self.figure = widgets.HTML(), widgets.HTML()
-        self._train()
-        for control in self.controls:
-            control.observe(self._moved, names="value")
-        top = widgets.HBox(self.controls)
-        self.widget = widgets.VBox([top, self.status, self.figure])
-
-    def display(self, caption: str) -> None:
-        """Show the panel, with a static picture beside it and a caption below."""
-        picture = self._picture(with_settings=True)
-        display_panel(self.widget, picture, caption, self.alt)
+        self.program, self.tried = program, {}
+        self.ranks = ranks_slider(cluster)
+        self.batch, self.width = choice("Batch", BATCHES), choice("Width", WIDTHS)
+        super().__init__(cluster, (self.ranks, self.batch, self.width))
 
     @property
     def setting(self) -> str:
@@ -205,9 +181,8 @@ class DataParallelPanel:
             f"{ranks} rank{'s' * (ranks != 1)}\nbatch {self.batch.value}\nwidth {self.width.value}"
         )
 
-    def _train(self):
-        if self.cluster.closed:
-            raise ReferenceError
+    def try_setting(self) -> str:
+        """Train for some steps, and note where the time went."""
         ranks = self.ranks.value
         arguments = (self.program, self.batch.value, self.width.value)
         run = spmd.run(self.cluster.client, Mesh(data=ranks), *arguments, record=True)
@@ -215,48 +190,18 @@ class DataParallelPanel:
         self.tried[self.setting] = time_shares(run.events)
         self.tried = dict(list(self.tried.items())[-SETTINGS_SHOWN:])
         self.events = _last_step(run.events)
-        self.figure.value = picture_html(self._picture(), "One step, and where its time goes.")
         rows = self.batch.value / max(run.results)
-        self._say(f"A step took {1e3 * max(run.results):.1f} ms: {rows:,.0f} rows a second.")
+        return f"A step took {1e3 * max(run.results):.1f} ms: {rows:,.0f} rows a second."
 
-    def _picture(self, with_settings: bool = False) -> bytes:
-        """The figure; for places without widgets the settings stand above it."""
+    def draw(self) -> plt.Figure:
+        """One step as a timeline, and the stacked bars of the settings."""
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
         draw_schedule(self.events, self.ranks.value, left, name="rank").set_title(
             "One step (measured)"
         )
         plot_shares(self.tried, right).tick_params(axis="x", labelsize=7)
         right.set_title("Where the time of a step goes (measured)")
-        if with_settings:
-            words = [f"{c.description}: {c.value}" for c in self.controls]
-            figure.suptitle("   |   ".join(words), fontsize=10)
-        picture = png(figure)
-        plt.close(figure)
-        return picture
-
-    def _say(self, sentence):
-        self.status.value = f'<span role="status">{html.escape(sentence)}</span>'
-
-    def _moved(self, _change):
-        """Train with the new setting; a failure becomes a sentence, and the panel lives on."""
-        for control in self.controls:
-            control.disabled = True
-        self._say("The ranks train …")
-        try:
-            self._train()
-        except ReferenceError:
-            self._say("These workers were stopped: run the notebook's cells again.")
-        except Exception as error:
-            self._say(f"That did not work: {error}".splitlines()[0])
-        finally:
-            for control in self.controls:
-                control.disabled = False
-
-
-def _choice(name, values):
-    return widgets.SelectionSlider(
-        options=values, value=values[1], description=name, continuous_update=False
-    )
+        return figure
 
 
 def _last_step(events):

@@ -171,3 +171,97 @@ class WorkerPanel:
             self._say(f"That did not work: {error}")
         finally:
             self.slider.disabled = self.again.disabled = False
+
+
+class SettingsPanel:
+    """Controls of one setting; whenever one has moved, it is tried and the figure is drawn anew.
+
+    A panel derives from it, and says in `try_setting` what happens on the workers, and in `draw`
+    what the figure shows.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+    controls : sequence of ipywidgets.Widget
+        Each with a ``value`` and a ``description``.
+    """
+
+    alt: str
+    """What the panel is, in words."""
+    working = "The ranks train …"
+
+    def __init__(self, cluster, controls):
+        # Widgets live as long as the kernel: they must not keep workers alive that long.
+        self.cluster, self.controls = weakref.proxy(cluster), tuple(controls)
+        self.status, self.figure = widgets.HTML(), widgets.HTML()
+        self._try()
+        for control in self.controls:
+            control.observe(self._moved, names="value")
+        self.widget = widgets.VBox([widgets.HBox(self.controls), self.status, self.figure])
+
+    def try_setting(self) -> str:
+        """Run the setting of the controls; returns the sentence that reports on it."""
+        raise NotImplementedError
+
+    def draw(self) -> plt.Figure:
+        """The figure of what was tried so far."""
+        raise NotImplementedError
+
+    def display(self, caption: str) -> None:
+        """Show the panel, with a static picture beside it and a caption below."""
+        figure = self.draw()
+        # For places without widgets the setting stands above the picture.
+        words = [f"{c.description}: {c.value}" for c in self.controls]
+        figure.suptitle("   |   ".join(words), fontsize=10)
+        display_panel(self.widget, _closed(figure), caption, self.alt)
+
+    def say(self, sentence: str) -> None:
+        """Write a sentence below the controls; screen readers read it out."""
+        self.status.value = f'<span role="status">{html.escape(sentence)}</span>'
+
+    def _try(self):
+        if self.cluster.closed:
+            raise ReferenceError
+        sentence = self.try_setting()
+        self.figure.value = picture_html(_closed(self.draw()), self.alt)
+        self.say(sentence)
+
+    def _moved(self, _change):
+        """Try the new setting; a failure becomes a sentence, and the panel lives on."""
+        for control in self.controls:
+            control.disabled = True
+        self.say(self.working)
+        try:
+            self._try()
+        except ReferenceError:
+            self.say("These workers were stopped: run the notebook's cells again.")
+        except Exception as error:
+            self.say(f"That did not work: {error}".splitlines()[0])
+        finally:
+            for control in self.controls:
+                control.disabled = False
+
+
+def choice(name: str, values, value=None) -> widgets.SelectionSlider:
+    """A slider over some values; default: it stands on the second of them."""
+    value = values[1] if value is None else value
+    return widgets.SelectionSlider(
+        options=values, value=value, description=name, continuous_update=False
+    )
+
+
+def ranks_slider(cluster, most: int | None = None) -> widgets.IntSlider:
+    """A slider of ranks; default: up to twice as many as there are cores for them."""
+    return widgets.IntSlider(
+        value=min(2, cluster.n_workers),
+        min=1,
+        max=most or 2 * max(2, min(cluster.cores, cluster.n_workers)),
+        description="Ranks",
+        continuous_update=False,
+    )
+
+
+def _closed(figure) -> bytes:
+    picture = png(figure)
+    plt.close(figure)
+    return picture

@@ -12,6 +12,7 @@ import io
 import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = {
     "blue": "#0072B2",
@@ -172,6 +173,55 @@ def plot_curve(measured: dict, predicted: dict, ax=None):
         ax.fill_between(list(low), list(low.values()), list(high.values()), color="0.93", zorder=0)
     ax.semilogx(list(measured), list(measured.values()), **MEASURED)
     ax.legend(loc="lower right")
+    return ax
+
+
+def plot_lines(lines: dict, ax=None, dashed=(), log: str = "xy", marks: bool = True):
+    """Draw several lines by name; those that were predicted or fitted are dashed.
+
+    Parameters
+    ----------
+    lines : dict of str to mapping of float to float
+        ``{name: {x: y}}``; a pandas Series will do. At most seven.
+    ax : matplotlib.axes.Axes, optional
+    dashed : sequence of str
+        Names of lines that were not measured.
+    log : str
+        Which axes are logarithmic: "x", "y", "xy" or "". With "x0" the horizontal axis is, and has
+        a place for 0.
+    marks : bool
+        False: no mark at each value.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_lines({"seen": {1: 4.0, 2: 2.0}, "law": {1: 4.0, 2: 2.0}}, dashed=["law"])
+    >>> [line.get_linestyle() for line in ax.lines]
+    ['-', '--']
+    """
+    ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
+    colours = [COLOURS[c] for c in ("blue", "orange", "green", "purple", "red", "sky", "black")]
+    for (name, line), colour, marker in zip(lines.items(), colours, "os^Dv<>"):
+        style = dict(linestyle="--", fillstyle="none") if name in dashed else dict(linestyle="-")
+        style |= dict(color=colour, marker=marker if marks else "", label=name)
+        ax.plot(list(line.keys()), [line[x] for x in line.keys()], **style)  # noqa: SIM118
+    if "0" in log:
+        ax.set_xscale("symlog", linthresh=1)
+    elif "x" in log:
+        ax.set_xscale("log")
+    if "y" in log:
+        ax.set_yscale("log")
+    for axis in [ax.xaxis] * ("x" in log) + [ax.yaxis] * ("y" in log):
+        # Plain numbers in place of powers of ten; with less than two decades also 2 and 5 times.
+        low, high = sorted(axis.get_view_interval())
+        if "0" not in log and high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.legend(fontsize=8)
     return ax
 
 

@@ -22,11 +22,12 @@ ORIGINS = ("EWR", "JFK", "LGA")
 AIRLINES = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL",
             "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
 # fmt: on
+STUDIES = ("batch", "compression", "local", "precision", "stale", "stragglers", "warm_up")
 FILES = (
     "airlines.parquet",
     "growth/accelerators.csv",
     "growth/models.csv",
-    *(f"studies/{name}.csv" for name in ("batch", "compression", "local", "warm_up")),
+    *(f"studies/{name}.csv" for name in STUDIES),
     *(f"{kind}/2013-{month:02d}.parquet" for kind in ("flights", "weather") for month in MONTHS),
 )
 

@@ -23,7 +23,7 @@ TRIED = {
     4096: (1200, (0, 2, 3, 4, 5)),
     16384: (250, (2, 3, 4, 5)),
 }
-HOPELESS = 3.0
+HOPELESS = 1000.0
 """A loss from which no run came back."""
 
 

@@ -1,6 +1,6 @@
 """Local SGD: steps between averagings against the loss, on equal and on unequal shards.
 
-Four ranks take 1,024 steps of 64 rows each at rate 0.4. Columns: `shards` (how the rows were dealt
+Four ranks take 1,024 steps of 64 rows each at rate 0.2. Columns: `shards` (how the rows were dealt
 out: at random, by the scheduled hour, by the label), `every` (steps between averagings, H), `seed`,
 `averagings`, `train_loss` (on a sample of the training rows) and `test_loss` (held-out days).
 """
@@ -17,7 +17,7 @@ from helpers.studies._setting import DTYPE, NETWORK, RANKS, Rows
 SEEDS = (0, 1, 2)
 EVERY = (1, 4, 16, 64, 256, 1024)
 SHARDS = ("random", "hour", "label")
-STEPS, BATCH, RATE = 1024, 64, 0.4
+STEPS, BATCH, RATE = 1024, 64, 0.2
 
 
 def run(seeds=SEEDS) -> list[dict]:
