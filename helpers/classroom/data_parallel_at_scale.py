@@ -29,8 +29,12 @@ __all__ = [
 ]
 
 EVERY = (1, 4, 16, 64, 128)
-DEALT = ("random", "hour", "label")
-SHARDS_STYLES = dict(zip(DEALT, (("blue", "o"), ("orange", "s"), ("red", "D"))))
+STYLES = {
+    # How rows are dealt: name, colour, mark, and a shift so that points do not hide each other.
+    "random": ("at random", "blue", "o", 0.94),
+    "hour": ("by hour", "orange", "s", 1.0),
+    "label": ("by label", "red", "D", 1.06),
+}
 
 
 def plot_counts(values, ax=None, most: int | None = None):
@@ -61,7 +65,7 @@ def plot_counts(values, ax=None, most: int | None = None):
     return ax
 
 
-def plot_compression(means, ax=None):
+def plot_compression(means, ax=None, below=()):
     """Draw bytes against loss for each method, alone and with error feedback.
 
     Parameters
@@ -70,6 +74,8 @@ def plot_compression(means, ax=None):
         Rows (feedback, method), feedback 0 or 1; columns ``nbytes`` and ``train_loss``. A method
         that occurs with feedback 0 only gets one point.
     ax : matplotlib.axes.Axes, optional
+    below : sequence of str
+        Methods whose name stands below their point, where another is above.
 
     Returns
     -------
@@ -90,11 +96,11 @@ def plot_compression(means, ax=None):
     ax.semilogx(*alone[columns].T.to_numpy(), "o", color=COLOURS["red"], label="alone")
     style = dict(color=COLOURS["blue"], label="with error feedback")
     ax.semilogx(*fed[columns].T.to_numpy(), "s", **style)
-    words = dict(xytext=(0, 7), textcoords="offset points", ha="center", size=8)
     arrow = dict(arrowstyle="->", color="0.5", shrinkA=4, shrinkB=4)
     for method in alone.index:
         begin = tuple(alone.loc[method, columns])
-        ax.annotate(method, begin, **words)
+        where = dict(xytext=(0, -16 if method in below else 7), textcoords="offset points")
+        ax.annotate(method, begin, ha="center", size=8, **where)
         if method in fed.index:
             ax.annotate("", tuple(fed.loc[method, columns]), begin, arrowprops=arrow)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -167,7 +173,7 @@ class LocalStepsPanel(SettingsPanel):
     def __init__(self, cluster, program, tried):
         self.program, self.tried = program, dict(tried)
         self.ranks = ranks_slider(cluster, most=8)
-        self.every, self.how = choice("H", EVERY, 16), choice("Dealt by", DEALT, "random")
+        self.every, self.how = choice("H", EVERY, 16), choice("Dealt", tuple(STYLES), "random")
         super().__init__(cluster, (self.ranks, self.every, self.how))
 
     def try_setting(self) -> str:
@@ -177,18 +183,19 @@ class LocalStepsPanel(SettingsPanel):
         run = spmd.run(self.cluster.client, Mesh(data=ranks), self.program, how, every)
         loss, seconds = run.results[0]
         self.tried[setting] = loss
-        return f"{ranks} ranks, H = {every}, by {how}: loss {loss:.3f} after {seconds:.1f} s."
+        setting = f"{ranks} rank{'s' * (ranks != 1)}, H = {every}, {STYLES[how][0]}"
+        return f"{setting}: loss {loss:.3f} after {seconds:.1f} s."
 
     def draw(self) -> plt.Figure:
         """One point for each setting; its number is that of the ranks."""
         figure = plt.figure(figsize=(7, 3.6), layout="constrained")
         ax = figure.subplots()
-        for how, (colour, marker) in SHARDS_STYLES.items():
-            style = dict(linestyle="", color=COLOURS[colour], label=f"by {how}")
-            points = [(e, loss) for (h, _, e), loss in self.tried.items() if h == how]
-            ax.plot(*zip(*points) if points else ([], []), marker, **style)
-        for (_, ranks, every), loss in self.tried.items():
-            ax.annotate(str(ranks), (every, loss), (5, 3), textcoords="offset points", size=8)
+        for how, (name, colour, marker, shift) in STYLES.items():
+            points = [(r, e * shift, loss) for (h, r, e), loss in self.tried.items() if h == how]
+            style = dict(linestyle="", color=COLOURS[colour], label=name)
+            ax.plot([e for _, e, _ in points], [loss for *_, loss in points], marker, **style)
+            for ranks, every, loss in points:
+                ax.annotate(str(ranks), (every, loss), (5, 3), textcoords="offset points", size=8)
         ax.set_xscale("log", base=2)
         ax.set_xticks(EVERY, [str(e) for e in EVERY])
         ax.set(xlim=(0.8, 160), xlabel="H, steps between averagings", ylabel="log loss")

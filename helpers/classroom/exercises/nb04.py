@@ -307,7 +307,7 @@ def quiz(answers):
     right = {"1": "b", "2": "b", "3": "b", "4": "b", "5": "a"}
     why = {
         "1a": "that holds far below the critical batch; see Figure 1 beyond 1,024 rows.",
-        "1c": "a larger batch never needs more steps at its best rate.",
+        "1c": "apart from noise a larger batch needs no more steps at its best rate.",
         "2a": "that holds for parts that are alike; see the line by label in Figure 3.",
         "2c": "an averaging sends all parameters once, whatever H is.",
         "3a": "that holds for one worker; the other seven send while one computes.",
