@@ -1,28 +1,38 @@
 """What notebook 03 draws, and its panel.
 
-`draw_schedule`, `plot_rows`, `plot_speedup` and `show` of the other modules are names here too, so
+`draw_schedule`, `plot_lines`, `plot_rows` and `show` of the other modules are names here too, so
 that the notebook needs this module alone for all of its figures.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from helpers.classroom.panels import SettingsPanel, choice, ranks_slider
-from helpers.classroom.plots import COLOURS, HATCHES, plot_rows, plot_speedup, show
+from helpers.classroom.plots import COLOURS, HATCHES, plot_lines, plot_rows, show
 from helpers.classroom.timeline import draw_schedule
 from helpers.engine import spmd
+from helpers.engine.events import Event
 from helpers.engine.mesh import Mesh
 
 __all__ = [
     "DataParallelPanel",
+    "SimulatedNetwork",
+    "draw_exchanges",
     "draw_schedule",
+    "last_arrival",
     "plot_exchange_times",
+    "plot_lines",
     "plot_rows",
     "plot_shares",
-    "plot_speedup",
     "show",
     "time_shares",
+    "within",
 ]
 
 COMPUTE = ("forward", "backward", "update")
@@ -31,6 +41,151 @@ MARKERS = ("o", "^", "s", "D")
 BATCHES, WIDTHS = (512, 2048, 8192), (64, 256, 512)
 SETTINGS_SHOWN = 6
 SETTLING = "warm-up"
+TRAVELS = ("sends", "receives", "sends and receives")
+READY = np.zeros(1, np.uint8)
+
+
+class SimulatedNetwork:
+    """A group of ranks whose messages take as long as on a network.
+
+    The arrays are really exchanged. Besides, both sides of a message sleep for the time that it
+    would be on its way, which needs no core: so more ranks than cores can be shown at work. A
+    message begins when both sides are ready.
+
+    Parameters
+    ----------
+    group : Group
+    latency : float
+        Seconds a message.
+    bandwidth : float
+        Bytes a second.
+
+    Examples
+    --------
+    >>> def program(rank):
+    ...     group, other = SimulatedNetwork(rank.world, 0.001, 1e9), 1 - rank.index
+    ...     return group.exchange(np.array([rank.index]), other, other).tolist()
+    >>> spmd.run(None, Mesh(data=2), program).results
+    [[1], [0]]
+    """
+
+    near = False
+
+    def __init__(self, group, latency: float, bandwidth: float):
+        self.group, self.latency, self.bandwidth = group, latency, bandwidth
+        self.rank, self.size = group.rank, group.size
+
+    def send(self, array, to: int) -> None:
+        """Send an array when the other side is ready."""
+        self.group.receive(to)
+        self.group.send(array, to)
+        self._travel("sends", array.nbytes)
+
+    def receive(self, source: int, out=None):
+        """Receive the next array of a rank."""
+        self.group.send(READY, source)
+        array = self.group.receive(source, out)
+        self._travel("receives", array.nbytes)
+        return array
+
+    def exchange(self, array, to: int, source: int, out=None):
+        """Send one array and receive another at the same time."""
+        self.group.exchange(READY, source, to)
+        received = self.group.exchange(array, to, source, out)
+        self._travel("sends and receives", max(array.nbytes, received.nbytes))
+        return received
+
+    def _travel(self, operation, nbytes):
+        with self.group.owner.record(operation, nbytes=nbytes):
+            time.sleep(self.latency + nbytes / self.bandwidth)
+
+
+def within(events, operation: str, number: int = -1) -> list:
+    """What happened on each rank inside of one of its events.
+
+    Parameters
+    ----------
+    events : list of Event
+    operation : str
+        The name of the events that contain others.
+    number : int
+        Which of them, counted on each rank; default: the last.
+
+    Returns
+    -------
+    list of Event
+        Those inside, without the one that contains them. Time 0 is when the first rank began.
+
+    Examples
+    --------
+    >>> events = [Event(0, "pass", 2, 3), Event(0, "backward", 2.5, 1), Event(0, "forward", 0, 1)]
+    >>> [(e.operation, e.start) for e in within(events, "pass")]
+    [('backward', 0.5)]
+    """
+    around = {}
+    for event in sorted(events, key=lambda e: e.start):
+        if event.operation == operation:
+            around.setdefault(event.rank, []).append(event)
+    around = {rank: found[number] for rank, found in around.items()}
+    begin = min(event.start for event in around.values())
+    return [
+        replace(e, start=e.start - begin)
+        for e in events
+        if e.rank in around
+        and e.operation != operation
+        and around[e.rank].start <= e.start <= around[e.rank].stop
+    ]
+
+
+def last_arrival(ready, nbytes, alpha: float, beta: float) -> float:
+    """When the last bucket has arrived: the rule of exercise 03.4.
+
+    Parameters
+    ----------
+    ready, nbytes : sequence of float
+        When each bucket is ready (s), and its bytes; the network carries one at a time, in order.
+    alpha, beta : float
+        Seconds a message, and seconds a byte.
+
+    Examples
+    --------
+    >>> last_arrival([1.0, 1.5, 9.0], [10, 10, 10], alpha=0.5, beta=0.05)
+    10.0
+    """
+    free = 0.0
+    for at, n in zip(ready, nbytes):
+        free = max(free, at) + alpha + beta * n
+    return free
+
+
+def draw_exchanges(schedules: dict, ranks: int):
+    """Draw timelines of exchanges below each other, with one scale and the same colours.
+
+    Parameters
+    ----------
+    schedules : dict of str to list of Event
+        ``{title: events}``, recorded through a `SimulatedNetwork`; other events are left out.
+    ranks : int
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    size = (8, 0.8 + 1.9 * len(schedules))
+    figure, axes = plt.subplots(len(schedules), 1, figsize=size, sharex=True, layout="constrained")
+    for ax, (title, events) in zip(axes, schedules.items()):
+        # One event of no length of each kind: colours and legends are the same in all.
+        every = [Event(0, operation, 0.0, 0.0) for operation in TRAVELS]
+        every += [e for e in events if e.operation in TRAVELS]
+        draw_schedule(_in_milliseconds(every), ranks, ax, name="rank").set(title=title, xlabel="")
+        if ax is not axes[0]:
+            ax.get_legend().remove()
+    axes[-1].set(xlabel="time (ms)", xlim=0)
+    return figure
+
+
+def _in_milliseconds(events):
+    return [replace(e, start=1e3 * e.start, length=1e3 * e.length) for e in events]
 
 
 def time_shares(events) -> dict[str, float]:
@@ -142,7 +297,7 @@ def plot_shares(shares: dict, ax=None):
         ax.bar(range(len(shares)), heights, 0.6, bottom=list(below.values()), **style)
         below = {name: below[name] + height for name, height in zip(shares, heights)}
     ax.set_xticks(range(len(shares)), list(shares))
-    ax.set(ylabel="time of a step (ms)")
+    ax.set(ylabel="time of a step (ms)", ylim=(0, 1.05 * max([*below.values(), 1e-3])))
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, borderaxespad=0)
     return ax
 
@@ -196,9 +351,9 @@ class DataParallelPanel(SettingsPanel):
     def draw(self) -> plt.Figure:
         """One step as a timeline, and the stacked bars of the settings."""
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
-        draw_schedule(self.events, self.ranks.value, left, name="rank").set_title(
-            "One step (measured)"
-        )
+        draw_schedule(_in_milliseconds(self.events), self.ranks.value, left, name="rank")
+        left.set(title="One step (measured)", xlabel="time (ms)")
+        left.xaxis.set_major_locator(MaxNLocator(5))
         plot_shares(self.tried, right).tick_params(axis="x", labelsize=7)
         right.set_title("Where the time of a step goes (measured)")
         return figure

@@ -290,7 +290,7 @@ def plot_rows(table: dict, limits: tuple[float, float], ax=None):
     low, high = limits
     for y, values in enumerate(table.values()):
         for place, (kind, (marker, colour)) in enumerate(zip(kinds, styles)):
-            value, height = values[kind], y + 0.36 * (place - (len(kinds) - 1) / 2)
+            value, height = values[kind], y + 0.22 * (place - (len(kinds) - 1) / 2)
             label, style = kind if y == 0 else None, {"color": colour, "markersize": 8}
             ax.plot([], [], marker, label=label, linestyle="", **style)
             if value >= low:
@@ -299,6 +299,8 @@ def plot_rows(table: dict, limits: tuple[float, float], ax=None):
                 ax.plot(low, height, "<", clip_on=False, **style)
                 words = f"{value:.1f}".replace("-", "−")
                 ax.text(low + (high - low) / 30, height, words, va="center", fontsize=8)
+    for border in range(1, len(table)):
+        ax.axhline(border - 0.5, color="0.85", linewidth=0.8, zorder=0)
     ax.set(xlim=limits, ylim=(len(table) - 0.4, -0.6))
     ax.set_yticks(range(len(table)), list(table))
     return ax

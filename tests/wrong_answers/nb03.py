@@ -69,8 +69,11 @@ def with_plus(group, x):
     return x
 
 
-def without_return(group, x):
-    x += 0
+def not_in_place_and_no_return(group, x):
+    distance = 1
+    while distance < group.size:
+        x = x + group.exchange(x, group.rank ^ distance, group.rank ^ distance)
+        distance *= 2
 
 
 def no_overlap(ready, nbytes, alpha, beta):
@@ -119,7 +122,7 @@ WRONG = {
         (in_steps_of_one, "count twice"),
         (one_round_too_many, "does not exist"),
         (with_plus, "partners must choose each other"),
-        (without_return, "returns nothing"),
+        (not_in_place_and_no_return, "x is as it was"),
         (7, "give a function"),
     ],
     "03.4": [
