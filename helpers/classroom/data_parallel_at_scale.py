@@ -104,7 +104,7 @@ def plot_compression(means, ax=None, below=()):
         if method in fed.index:
             ax.annotate("", tuple(fed.loc[method, columns]), begin, arrowprops=arrow)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    ax.set(xlabel="bytes a rank sends in a step", ylabel="log loss")
+    ax.set(xlabel="payload of a rank in a step (bytes)", ylabel="log loss")
     ax.margins(x=0.12, y=0.14)
     ax.legend(fontsize=8)
     return ax
