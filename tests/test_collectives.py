@@ -1,6 +1,7 @@
 """The collectives give what NumPy gives, for any ranks, shapes and dtypes."""
 
 import sys
+import time
 
 import cloudpickle
 import numpy as np
@@ -348,3 +349,58 @@ def test_calls_that_do_not_fit_together_are_found(client, first, second):
     for where in (None, client):
         with pytest.raises(RankError, match="this rank is in"):
             spmd.run(where, Mesh(data=2), program, patience=3)
+
+
+# ---------------------------------------------------------------- meetings that are repeated
+
+
+@pytest.fixture(scope="module")
+def three():
+    """Three processes, so that a meeting has several others."""
+    with open_cluster(workers=3) as cluster:
+        yield cluster.client
+
+
+def test_the_same_exchange_again_and_again_with_arrays_that_come_and_go(three):
+    """What is known from the last meeting must not outlive the arrays that it speaks of."""
+
+    def program(rank):
+        wrong = 0
+        lasting = rank.zeros(500)
+        for turn in range(120):
+            passing = rank.zeros(500)  # as a rule at the address of the last one, freed by now
+            given = {0: lasting, 1: passing, 2: np.zeros(500)}[(turn // 3 + rank.index) % 3]
+            given[:] = turn + rank.index
+            all_reduce(rank.data, given, out=given)
+            wrong += int((given != 3 * turn + 3).sum())
+            parts = reduce_scatter(rank.data, given)
+            wrong += int((parts != 9 * turn + 9).sum())
+            barrier(rank.data)
+        return wrong
+
+    assert spmd.run(three, Mesh(data=3), program).results == [0, 0, 0]
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_a_repeated_meeting_waits_for_whoever_is_late(three, late):
+    def program(rank):
+        x = rank.zeros(100)
+        for turn in range(6):
+            if rank.index == late and turn % 2:
+                time.sleep(0.02)
+            x[:] = 1
+            all_reduce(rank.data, x, out=x)
+        return x.tolist() == [3.0] * 100
+
+    assert spmd.run(three, Mesh(data=3), program).results == [True] * 3
+
+
+def test_another_exchange_after_many_equal_ones_is_found(three):
+    def program(rank):
+        x = rank.zeros(100)
+        for _ in range(20):
+            all_reduce(rank.data, x, out=x)
+        (barrier if rank.index == 1 else lambda group: all_reduce(group, x, out=x))(rank.data)
+
+    with pytest.raises(spmd.RankError, match="barrier"):
+        spmd.run(three, Mesh(data=3), program)

@@ -36,7 +36,7 @@ SLOT_BYTES, SLOTS = 512 * 1024, 2
 PIECE_BYTES = 256 * 1024
 """Bytes that are taken from a socket, and combined, while they are still in the cache."""
 
-_HEADER = struct.Struct("<BHQ")
+_HEADER = struct.Struct("<BIQ")
 _THROUGH_SOCKET, _THROUGH_WINDOW, _FAREWELL = range(3)
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -59,8 +59,9 @@ class Label(NamedTuple):
     @classmethod
     def unpack(cls, text: bytes) -> Label:
         what, dtype, shape = text.decode().split("\n")
-        dtype = np.dtype(ast.literal_eval(dtype) if dtype.startswith("[") else dtype)
-        return cls(what, dtype, tuple(map(int, shape.split(","))) if shape else ())
+        if dtype.startswith("["):  # np.dtype alone would make fields of the gaps between fields
+            dtype = np.lib.format.descr_to_dtype(ast.literal_eval(dtype))
+        return cls(what, np.dtype(dtype), tuple(map(int, shape.split(","))) if shape else ())
 
     def __str__(self):
         return f"{self.what} of {self.dtype} {list(self.shape)}"
@@ -161,6 +162,10 @@ class LocalChannel:
         incoming.take(incoming.out, 0, bytes_of(value))
         return incoming.out
 
+    def unread(self) -> str:
+        """What has come and was not received, in words; "" for nothing."""
+        return str(self.queue[0][0].what) if self.queue else ""
+
     def close(self, farewell: bool) -> None:
         """Nothing to do: what lies in the queue can still be received."""
 
@@ -214,6 +219,16 @@ class Sender:
         """Send a message that was packed before."""
         yield from self._write(message)
 
+    def post(self, message: bytes) -> bytes:
+        """Send as much of such a message as goes at once; returns what is left of it.
+
+        Where the other end has gone nothing goes; `posting` says so.
+        """
+        try:
+            return message[self._sock.send(message) :]
+        except OSError:
+            return message
+
     def _find_window(self):
         if self._window is None and self._open_window is not None:
             self._window = self._open_window(SLOTS * SLOT_BYTES)
@@ -264,6 +279,7 @@ class Sender:
             if farewell:
                 self._sock.send(_HEADER.pack(_FAREWELL, 0, 0))
         self._sock.close()
+        self._window = self._open_window = None  # the memory is free without the garbage collector
 
 
 class Receiver:
@@ -311,14 +327,24 @@ class Receiver:
         `receiving`. Looking for a moment before going to sleep saves the time of waking up: a peer
         on another core answers within microseconds.
         """
-        for _ in range(SPINS):
-            if self._has(len(message)):
-                return self._skip(message)
+        if self.hears(message):
+            return True
         while not self._has(len(message)):
             if self._stop - self._start >= _HEADER.size:
                 return False  # a shorter one may be all that comes
             yield self._fd, READ
         return self._skip(message)
+
+    def hears(self, message: bytes) -> bool:
+        """Look for this message for a moment; True when it came, and is used up."""
+        length, buffer = len(message), self._buffer
+        for _ in range(SPINS):
+            if self._has(length):
+                if not buffer.startswith(message, self._start, self._stop):
+                    return False
+                self._start += length
+                return True
+        return False
 
     def _has(self, nbytes):
         """Look once whether so many bytes are there."""
@@ -362,6 +388,10 @@ class Receiver:
 
     def _read(self, nbytes):
         """The next few bytes, through the buffer."""
+        if nbytes > len(self._ahead):  # the label of an array with very many fields
+            read = bytearray(nbytes)
+            yield from self._fill(memoryview(read))
+            return bytes(read)
         while self._stop - self._start < nbytes:
             self._make_room(nbytes)
             self._stop += yield from self._receive_into(self._ahead[self._stop :])
@@ -399,6 +429,19 @@ class Receiver:
             raise PeerLost("the other rank has gone")
         return nbytes
 
+    def unread(self) -> str:
+        """What has come and was not received, in words; "" for nothing."""
+        self._has(_HEADER.size)
+        if self._stop - self._start < _HEADER.size:
+            return ""
+        kind, length, _ = _HEADER.unpack_from(self._buffer, self._start)
+        if kind == _FAREWELL:
+            return ""
+        first = self._start + _HEADER.size
+        label = bytes(self._buffer[first : min(first + length, self._stop)])
+        return label.partition(b"\n")[0].decode(errors="replace") or "a message"
+
     def close(self, farewell: bool) -> None:
         """End the connection."""
         self._sock.close()
+        self._window = None

@@ -21,6 +21,7 @@ in MPICH"; Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms" (r
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -93,14 +94,12 @@ def _all_reduce(group, flat, combine, algorithm, what):
 
 def _direct(group, flat, combine, what) -> bool:
     """Each rank combines its part straight from the others' memory and writes it to all."""
-    mine = flat if group.reachable(flat) else group.scratch(flat)
-    if mine is not None and mine is not flat:
-        mine[:] = flat
-    views = group.look(mine, what)
+    mine, place = group.expose(flat)
+    views = group.look(mine, what, place)
     if views is None:
         return False
-    start, stop = _parts(flat.size, group.size)[group.rank]
-    _combine_into_all([view[start:stop] for view in views], combine)
+    part = slice(*_parts(flat.size, group.size)[group.rank])
+    _combine_into_all([view[part] for view in views], combine)
     barrier(group, what)
     if mine is not flat:
         flat[:] = mine
@@ -230,10 +229,8 @@ def reduce_scatter(group: Group, array, operation="sum", algorithm=None) -> np.n
 
 
 def _direct_reduce_scatter(group, array, rows, combine, what):
-    mine = array if group.reachable(array) else group.scratch(array)
-    if mine is not None and mine is not array:
-        mine[...] = array
-    views = group.look(mine, what)
+    mine, place = group.expose(array)
+    views = group.look(mine, what, place)
     if views is None:
         return None
     part = slice(*rows[group.rank])
@@ -381,11 +378,12 @@ def _operation(name):
     return OPERATIONS[name]
 
 
-def _parts(length: int, ranks: int) -> list[tuple[int, int]]:
+@lru_cache(maxsize=256)
+def _parts(length: int, ranks: int) -> tuple[tuple[int, int], ...]:
     """Where `numpy.array_split` cuts: (start, stop) of each rank's part."""
     small, longer = divmod(length, ranks)
     starts = [rank * small + min(rank, longer) for rank in range(ranks + 1)]
-    return list(pairwise(starts))
+    return tuple(pairwise(starts))
 
 
 def _result(array, out) -> np.ndarray:

@@ -109,6 +109,7 @@ def run_ranks(
     list of Outcome
         In the order of `ranks`. It never raises what a program raises.
     """
+    endpoint.patience, endpoint.begun = plan.patience, True
     outcomes = [Outcome(index) for index in ranks]
     done = threading.Semaphore(0)
     threads = []
@@ -131,26 +132,51 @@ def run_ranks(
 
 
 def _run_one(rank, outcome, plan, program, arguments, done):
-    endpoint = rank.endpoint
-    outcome.began = time.monotonic()
+    try:
+        _run_program(rank, outcome, plan, program, arguments)
+        _end_rank(rank, outcome)
+    except RunEnded:  # the one interrupt came outside the program: nothing else can come any more
+        if outcome.kind not in ("result", "raised"):
+            outcome.kind, outcome.message = "ended", "RunEnded: the run has ended"
+        _end_rank(rank, outcome)
+    finally:
+        done.release()
+
+
+def _run_program(rank, outcome, plan, program, arguments):
+    outcome.began = outcome.ended = time.monotonic()
     try:
         outcome.value = program(rank, *arguments)
         rank.finish_background()
         _check_result(outcome.value, plan)
         outcome.kind = "result"
     except BaseException as error:
-        _describe(outcome, error, rank)
-    finally:
         outcome.ended = time.monotonic()
-        outcome.events = rank.events or []
-        ended_well = outcome.kind == "result"
-        if not ended_well:
-            endpoint.end(f"rank {rank.index} failed: {outcome.message}")
-        rank.close(farewell=ended_well)
-        endpoint.finish([rank.index])
-        if not ended_well:
-            endpoint.drop(rank.index)
-        done.release()
+        _describe(outcome, error, rank)
+        _let_go(error)
+    else:
+        outcome.ended = time.monotonic()
+
+
+def _end_rank(rank, outcome):
+    """Close what a rank has opened, and tell the others; it may be called again."""
+    endpoint, ended_well = rank.endpoint, outcome.kind == "result"
+    outcome.events = rank.events or []
+    if not ended_well:
+        endpoint.end(f"rank {rank.index} failed: {outcome.message}")
+    rank.close(farewell=ended_well)
+    endpoint.finish([rank.index])
+    if not ended_well:
+        endpoint.drop(rank.index)
+
+
+def _let_go(error):
+    """Free what the program had in its variables: the traceback would keep it."""
+    for _ in range(100):  # errors may refer to each other in a circle
+        if error is None:
+            return
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _describe(outcome, error, rank):

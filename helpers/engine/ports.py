@@ -12,6 +12,9 @@ from helpers.engine.channels import READ
 from helpers.engine.errors import CommunicationError, RunEnded, Unanswered
 from helpers.engine.events import Event
 
+LONGEST_SLEEP = 60.0
+"""Seconds."""
+
 
 class Port:
     """The waiting place of one rank's program, or of its background communication.
@@ -31,6 +34,8 @@ class Port:
         Returns the cause when the run has been ended, else None.
     record : callable, optional
         Takes an `Event`.
+    started : callable
+        Returns when all ranks had begun (`time.monotonic`); patience is counted from then on.
     """
 
     def __init__(
@@ -40,10 +45,12 @@ class Port:
         patience: float,
         ended: Callable[[], str | None],
         record: Callable[[Event], None] | None = None,
+        started: Callable[[], float] = lambda: 0.0,
     ):
         self.rank, self.lane, self.patience = rank, lane, patience
         self.doing: str | None = None  # what this rank waits in, for error messages
-        self._ended, self._record = ended, record
+        self._ended, self._record, self._started = ended, record, started
+        self._broken: str | None = None  # the exchange that failed here
         self._bell, self._rope = socket.socketpair()
         self._bell.setblocking(False)
         self._rope.setblocking(False)
@@ -70,6 +77,16 @@ class Port:
         if cause is not None:
             raise RunEnded(cause)
 
+    def check_whole(self, doing: str) -> None:
+        """Raise when an earlier exchange has failed here.
+
+        The rest of its message may still lie in a channel, and would be taken for this one.
+        """
+        if self._broken is not None:
+            raise CommunicationError(
+                f"{doing}: impossible after {self._broken} has failed on this rank."
+            )
+
     def complete(self, doing: str, *operations: Generator, name: str = "", nbytes: int = 0) -> list:
         """Carry several sendings and receivings on until all are complete.
 
@@ -87,6 +104,7 @@ class Port:
         list
             What the operations return.
         """
+        self.check_whole(doing)
         results = [None] * len(operations)
         pending = dict(enumerate(operations))
         self.doing = doing
@@ -104,7 +122,10 @@ class Port:
                 if not pending:
                     break
                 began = self._wait(wishes, began, name)
-        except (CommunicationError, OSError) as error:
+        except BaseException as error:
+            self._broken = doing
+            if not isinstance(error, CommunicationError | OSError):
+                raise
             if isinstance(error, RunEnded | Unanswered):
                 raise
             kind = type(error) if isinstance(error, CommunicationError) else CommunicationError
@@ -125,16 +146,18 @@ class Port:
         for descriptor, event in descriptors:
             self._poll.register(descriptor, event)
         slept = time.monotonic()
-        ready = self._poll.poll(max(0.0, self._heard + self.patience - slept) * 1000)
+        left = max(self._heard, self._started()) + self.patience - slept
+        ready = self._poll.poll(min(max(0.0, left), LONGEST_SLEEP) * 1000)
         for descriptor, _ in descriptors:
             self._poll.unregister(descriptor)
-        if self._rung:
+        bell = self._bell.fileno()
+        if self._rung or any(descriptor == bell for descriptor, _ in ready):
             self._answer_bell()
         self.check()
         woke = time.monotonic()
-        if any(descriptor != self._bell.fileno() for descriptor, _ in ready):
+        if any(descriptor != bell for descriptor, _ in ready):
             self._heard = woke  # the bell alone says nothing about those we wait for
-        elif woke > self._heard + self.patience:
+        elif woke > max(self._heard, self._started()) + self.patience:
             raise Unanswered(
                 f"{self.doing}: nothing came for {self.patience:g} s. If the other ranks may "
                 "compute for longer than that, give spmd.run a larger patience."
@@ -144,6 +167,8 @@ class Port:
         return woke
 
     def _answer_bell(self):
-        with suppress(BlockingIOError):  # the one who rings has set the flag, and sends in a moment
+        # The one who rings sets the flag first and sends in a moment: what comes only after this
+        # look is found by the next one.
+        with suppress(BlockingIOError):
             self._bell.recv(64)
         self._rung = False

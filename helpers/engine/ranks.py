@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +18,13 @@ from helpers.engine.events import Event
 from helpers.engine.mesh import Mesh
 from helpers.engine.ports import Port
 from helpers.engine.transport import Endpoint
+from helpers.limits import usable_memory
 
 PROGRAM, BACKGROUND = 0, 1
 MOST_ATTACHED = 64
+LITTLE_HELD, MOST_HELD = 2**26, 0.5
+"""Of peers' segments so many bytes are kept attached in any case, and at most this part of the
+memory that is free."""
 NOTHING = np.empty(0, np.uint8)
 NOWHERE = (0, 0)  # segments are counted from 1
 
@@ -50,6 +58,9 @@ class Rank:
         self._channels = {}  # (target, lane) -> the channel on which this rank sends
         self._attached = {}  # (rank, segment) -> memory of a peer
         self.scratch = {}  # lane -> shared memory for copies
+        self._failed = {}  # number of a work -> its error, as long as nobody has waited for it
+        self._works = 0
+        self._groups = []
         self._executor = None
         self._ports = {PROGRAM: self._open_port(PROGRAM)}
         for axis in ("world", "data", "tensor", "pipeline"):
@@ -132,7 +143,16 @@ class Rank:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="many-hands-background")
             self._ports[BACKGROUND] = self._open_port(BACKGROUND)
-        return Work(self, self._executor.submit(exchange, group.behind(), *args, **kwargs))
+        self._works += 1
+        act = (self._carry_out, self._works, exchange, group.behind())
+        return Work(self, self._executor.submit(*act, *args, **kwargs), self._works)
+
+    def _carry_out(self, number, exchange, group, *args, **kwargs):
+        try:
+            return exchange(group, *args, **kwargs)
+        except BaseException as error:
+            self._failed[number] = error
+            raise
 
     # ------------------------------------------------------------ for the engine
 
@@ -151,10 +171,17 @@ class Rank:
         """The memory of a peer's segment, uint8; it is attached when it is first used."""
         key = rank, segment
         if key not in self._attached:
-            if len(self._attached) >= MOST_ATTACHED:
+            # Segments that their owners have given up are freed when nobody here holds them.
+            if len(self._attached) >= MOST_ATTACHED or self._holds_too_much():
                 self._attached.clear()
+                for group in self._groups:
+                    group.forget()
             self._attached[key] = self.endpoint.attach(rank, segment)
         return self._attached[key]
+
+    def _holds_too_much(self):
+        held = sum(memory.nbytes for memory in self._attached.values())
+        return held > LITTLE_HELD and held > usable_memory() * MOST_HELD
 
     @property
     def doing(self) -> str | None:
@@ -165,6 +192,16 @@ class Rank:
         """Carry out what the program has started in the background and not waited for."""
         if self._executor is not None:
             self._executor.shutdown(wait=True)
+        for number in sorted(self._failed):
+            raise self._failed[number]
+
+    def waited_for(self, work: int) -> None:
+        """The program knows how a work in the background has ended."""
+        self._failed.pop(work, None)
+
+    def add(self, group: Group) -> None:
+        """Remember a group, to end it with this rank."""
+        self._groups.append(group)
 
     def close(self, farewell: bool) -> None:
         """End this rank's connections; with a farewell when its program ended as it should."""
@@ -172,13 +209,23 @@ class Rank:
             self._executor.shutdown(wait=True, cancel_futures=not farewell)
         for channel in self._channels.values():
             channel.close(farewell)
+        # A rank and its groups refer to each other: without this, shared memory would be held until
+        # the garbage collector comes by.
+        for store in (self._channels, self._attached, self.scratch, self._failed):
+            store.clear()
+        for group in self._groups:
+            group.forget(channels=True)
         for lane, port in self._ports.items():
             self.endpoint.ports.pop((self.index, lane), None)
             port.close()
 
     def _open_port(self, lane):
         record = None if self.events is None else self.events.append
-        port = Port(self.index, lane, self._patience, lambda: self.endpoint.ended, record)
+        endpoint = self.endpoint
+        port = Port(
+            *(self.index, lane, self._patience, lambda: endpoint.ended, record),
+            started=endpoint.missed_since,
+        )
         self.endpoint.ports[self.index, lane] = port
         return port
 
@@ -186,8 +233,8 @@ class Rank:
 class Work:
     """An exchange that goes on in the background."""
 
-    def __init__(self, rank: Rank, future: Future):
-        self._rank, self._future = rank, future
+    def __init__(self, rank: Rank, future: Future, number: int):
+        self._rank, self._future, self._number = rank, future, number
 
     def done(self) -> bool:
         """True when it is complete."""
@@ -199,7 +246,28 @@ class Work:
         try:
             return self._future.result()
         finally:
+            self._rank.waited_for(self._number)
             self._rank.port(PROGRAM).note("wait", start, time.monotonic())
+
+
+class Meeting(NamedTuple):
+    """A meeting with ranks of other processes, as it went the last time.
+
+    Attributes
+    ----------
+    sendings : list of (channel, message)
+    hearings : list of (callable, message)
+        A channel's `hears`, and the message that is expected.
+    otherwise : list of callable
+        For each hearing, a generator that deals with whatever comes, or with nothing yet.
+    values : list
+        For each hearing, what the expected message stands for.
+    """
+
+    sendings: list
+    hearings: list
+    otherwise: list
+    values: list
 
 
 class Group:
@@ -223,8 +291,11 @@ class Group:
         self._behind = None
         self._names = {}  # (name, dtype, shape) -> the words for this call
         self._incoming = {}  # source -> its channel
-        self._seen = {}  # (what, place) -> what came in an earlier `look`
+        self._seen = {}  # (what, place, kind) -> what came in an earlier `look`
+        self._again = {}  # a meeting -> what was sent and heard at the last one like it
         self.near = all(map(self._endpoint.near, members))
+        self._all_here = all(map(self._endpoint.here, members))
+        owner.add(self)
 
     def __repr__(self):
         return f"<Group {self.axis}: rank {self.rank} of {self.size}>"
@@ -294,8 +365,45 @@ class Group:
 
     def signal(self, to: int, source: int, what: str) -> None:
         """Tell one rank that this one is here, and wait for the same from another."""
+        key = what, to, source
+        known = self._again.get(key)
+        if known is not None:
+            self._meet_again(what, known)
+            return
         operations = [self._posting(what, NOTHING, to), self._hearing(what, source)]
         self._complete("meet", what, operations)
+        if not (self._endpoint.here(self._member(to)) or self._endpoint.here(self._member(source))):
+            message = self._packed(what, NOTHING)
+            self._again[key] = Meeting(
+                [(self.owner.channel(self._member(to), self.lane), message)],
+                [(self._incoming[source].hears, message)],
+                [partial(self._hearing, what, source)],
+                [None],
+            )
+
+    def _meet_again(self, what: str, known: Meeting) -> list:
+        """Meet as the last time; returns ``known.values``, or a list with what came instead.
+
+        Nearly always it is over before anybody has to sleep. Then the machinery for waiting is not
+        needed, which costs more than the messages.
+        """
+        port = self.owner.port(self.lane)
+        port.check_whole(what)
+        began, unsent, late = time.monotonic(), [], []
+        for channel, message in known.sendings:
+            if rest := channel.post(message):
+                unsent.append(channel.posting(rest))
+        for number, (hears, message) in enumerate(known.hearings):
+            if not hears(message):
+                late.append(number)
+        if not (late or unsent):
+            port.note("meet", began, time.monotonic())
+            return known.values
+        operations = [known.otherwise[number]() for number in late] + unsent
+        found, values = self._complete("meet", what, operations), known.values.copy()
+        for number, value in zip(late, found):
+            values[number] = value
+        return known.values if all(map(operator.is_, values, known.values)) else values
 
     def _posting(self, what, array, to):
         member = self._member(to)
@@ -337,7 +445,7 @@ class Group:
                 channel = self._endpoint.incoming(member, self.owner.index, self.lane)
                 if channel is not None:
                     break
-                if member in self._endpoint.finished:
+                if member in self._endpoint.finished and not self._endpoint.is_coming():
                     raise PeerLost("the other rank has ended its program")
                 yield None
             self._incoming[source] = channel
@@ -374,43 +482,78 @@ class Group:
             self._behind = Group(self.owner, self.axis, self.members, BACKGROUND)
         return self._behind
 
-    def reachable(self, array: np.ndarray) -> bool:
-        """True when the other members can look at this array where it lies."""
-        if all(map(self._endpoint.here, self.members)):
-            return True
-        return self._endpoint.whereabouts(array) is not None
+    def forget(self, channels: bool = False) -> None:
+        """Give up what was seen of the others' memory, and at the end the channels too."""
+        self._seen.clear()
+        self._again.clear()
+        if channels:
+            self._incoming.clear()
 
-    def scratch(self, like: np.ndarray) -> np.ndarray | None:
-        """Shared memory for a copy of an array; None where there is no room.
+    def expose(self, array: np.ndarray):
+        """An array of the same values that the other members can look at, and where it lies.
 
-        The next call gets the same memory again.
+        It is the array itself, or a copy in shared memory, which the next call uses again, or None
+        where there is no room for one.
         """
-        nbytes = max(1, like.nbytes)
+        if self._all_here:
+            return array, NOWHERE
+        place = self._endpoint.whereabouts(array)
+        if place is not None:
+            return array, place
+        nbytes = max(1, array.nbytes)
         kept = self.owner.scratch.get(self.lane)
         if kept is None or kept.nbytes < nbytes:
             kept = self.owner.scratch[self.lane] = self.owner.empty(nbytes, np.uint8)
-        if not self.reachable(kept):
-            return None
-        return kept[: like.nbytes].view(like.dtype).reshape(like.shape)
+        copy = kept[: array.nbytes].view(array.dtype).reshape(array.shape)
+        place = self._endpoint.whereabouts(copy)
+        if place is None:
+            return None, NOWHERE
+        copy[...] = array
+        return copy, place
 
-    def look(self, array: np.ndarray | None, what: str) -> list[np.ndarray] | None:
+    def look(self, array: np.ndarray | None, what: str, place=None) -> list[np.ndarray] | None:
         """The members' arrays, seen where they lie in memory, without a copy.
 
-        Every member calls this with a `reachable` array of the same dtype and shape, or with None
-        when it has no room for one; then the answer is None on all ranks. It returns when all
-        have called; after it, all must agree once more before anybody changes its array.
+        Every member calls this with an array in shared memory (see `expose`) of the same dtype and
+        shape, or with None when it has no room for one; then the answer is None on all ranks. It
+        returns when all have called; after it, all must agree once more before anybody changes its
+        array.
         """
-        place = NOWHERE if array is None else self._endpoint.whereabouts(array) or NOWHERE
-        if len(self._seen) >= MOST_ATTACHED:
-            self._seen.clear()  # so that segments which their owners have given up are freed
+        if place is None:
+            place = NOWHERE if array is None else self._endpoint.whereabouts(array) or NOWHERE
         kind = None if array is None else (array.dtype, array.shape)
-        seen = self._seen.setdefault((what, place, kind), {})
+        key = what, place, kind
+        known = self._again.get(key)
+        if known is None:
+            views = self._look_first(key, array)
+        else:
+            views = self._meet_again(what, known)
+            if views is known.values:
+                return [*views[: self.rank], array, *views[self.rank :]]
+            del self._again[key]  # somebody came with another array than the last time
+        views.insert(self.rank, array)
+        return None if any(view is None for view in views) else views
+
+    def _look_first(self, key, array):
+        """The others' views; what to send and to expect the next time is noted."""
+        what, place, kind = key
         others = [number for number in range(self.size) if number != self.rank]
+        if len(self._seen) >= MOST_ATTACHED:
+            self.forget()  # so that segments which their owners have given up are freed
+        seen = self._seen.setdefault(key, {})
         operations = [self._showing(what, array, place, number) for number in others]
-        operations += [self._seeing(what, array, number, seen) for number in others]
-        found = self._complete("meet", what, operations)[len(others) :]
-        found.insert(self.rank, array)
-        return None if any(view is None for view in found) else found
+        operations += [self._seeing(what, kind, number, seen) for number in others]
+        views = self._complete("meet", what, operations)[len(others) :]
+        if len(seen) == len(others) and place != NOWHERE:
+            message = self._packed(what, np.array(place, np.int64))
+            channels = [self.owner.channel(self._member(n), self.lane) for n in others]
+            self._again[key] = Meeting(
+                [(channel, message) for channel in channels],
+                [(self._incoming[n].hears, seen[n][0]) for n in others],
+                [partial(self._seeing, what, kind, n, seen) for n in others],
+                [seen[n][1] for n in others],
+            )
+        return views
 
     def _showing(self, what, array, place, to):
         member = self._member(to)
@@ -420,7 +563,7 @@ class Group:
         else:
             yield from channel.posting(self._packed(what, np.array(place, np.int64)))
 
-    def _seeing(self, what, array, source, seen):
+    def _seeing(self, what, kind, source, seen):
         """A view of another rank's array; it is made once, and then only asked for again."""
         channel = yield from self._channel_from(source)
         member = self._member(source)
@@ -432,10 +575,12 @@ class Group:
                 return view
         place = yield from channel.receiving(Incoming(what))
         number, start = map(int, place)
-        if array is None or (number, start) == NOWHERE:
+        if kind is None or (number, start) == NOWHERE:
             return None
+        dtype, shape = kind
         memory = self.owner.attached(member, number)
-        view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        nbytes = math.prod(shape) * dtype.itemsize
+        view = memory[start : start + nbytes].view(dtype).reshape(shape)
         seen[source] = small_message(what, place), view
         return view
 

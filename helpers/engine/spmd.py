@@ -10,11 +10,14 @@ microseconds.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
 import uuid
+from asyncio import CancelledError
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -38,12 +41,19 @@ from helpers.limits import usable_memory
 __all__ = ["RankError", "Run", "run"]
 
 RANKS_A_WORKER = 64
+OPEN_SECONDS = 6.0
+"""A worker that does not answer for so long, or for the run's patience if that is longer, is not
+waited for at the launch."""
 ASK_SECONDS = 0.5
 """How often the caller looks whether all workers are still there."""
 TELL_SECONDS = 1.0
 END_SECONDS = 1.6
 """So long the caller waits for the ranks to end, once the run has failed."""
 RESTART_SECONDS = 5.0
+CLOCK_CALLS = 5
+DIED = "its worker has died (killed, or out of memory)"
+NOT_STOPPED = "its worker did not answer or could not be stopped; it is started anew if it can be"
+CANCELLED = "its task was cancelled, as when the cluster is restarted or closed"
 NAME = "many-hands"
 
 
@@ -93,7 +103,7 @@ def run(
     record : bool
         Record events.
     patience : float
-        Seconds that a rank waits for a sign of another one.
+        Seconds that a rank waits for a sign of another one, once all ranks have begun.
     transport : {None, "tcp"}
         None: the quickest way between each two ranks. "tcp": TCP between all processes.
 
@@ -104,7 +114,8 @@ def run(
     Raises
     ------
     RankError
-        A rank raised, or a worker died or stopped answering. All ranks have ended then.
+        A rank raised, or a worker died or stopped answering, or a message was sent that nobody
+        received. All ranks have ended then.
     ValueError, TypeError
         The run is impossible as asked.
 
@@ -117,7 +128,8 @@ def run(
     arguments = [args if each is None else (*args, each[rank]) for rank in range(mesh.size)]
     if client is None:
         return _collect(_run_here(Plan(mesh, patience, record), program, arguments), {})
-    plan = Plan(mesh, patience, record, usable_memory() // 2)
+    # All results come to this process: together they may fill half of its memory.
+    plan = Plan(mesh, patience, record, usable_memory() // 2 // mesh.size)
     return _run_there(client, plan, program, arguments, transport == "tcp")
 
 
@@ -147,7 +159,9 @@ def _run_here(plan, program, arguments):
     ranks = list(range(plan.mesh.size))
     endpoint.table = [endpoint.address for _ in ranks]
     try:
-        return run_ranks(endpoint, plan, ranks, program, dict(enumerate(arguments)))
+        outcomes = run_ranks(endpoint, plan, ranks, program, dict(enumerate(arguments)))
+        _check_all_read(outcomes, endpoint.unread())
+        return outcomes
     finally:
         endpoint.close()
 
@@ -160,12 +174,11 @@ def _run_there(client, plan, program, arguments, only_tcp):
     workers = _workers(client)
     place = _placement(plan.mesh.size, workers)
     number, secret = uuid.uuid4().hex, os.urandom(32)
-    asked = time.monotonic()
-    addresses = client.run(_open, number, secret, only_tcp, workers=list(place), on_error="return")
-    answered = time.monotonic()
     futures = {}
     try:
-        _check_opened(addresses)
+        seconds = max(OPEN_SECONDS, plan.patience)
+        addresses = _ask(client, list(place), _open, number, secret, only_tcp, seconds=seconds)
+        _check_opened(client, list(place), addresses, seconds)
         table = [addresses[worker] for worker, ranks in place.items() for _ in ranks]
         for worker, ranks in place.items():
             theirs = {rank: arguments[rank] for rank in ranks}
@@ -180,15 +193,14 @@ def _run_there(client, plan, program, arguments, only_tcp):
                 priority=10,
             )
         outcomes = _gather(client, plan, number, place, futures)
+        well = all(outcome.kind == "result" for outcome in outcomes)
+        behind = _clocks(client, addresses) if well else {}
     finally:
-        _tell(client, list(place), _close, number)
+        unread = _tell(client, list(place), _close, number)
         for future in futures.values():
             future.release()
-    middle = (asked + answered) / 2
-    here = host_identity()
-    # Processes of this host read the same clock; another host's is set by its answer.
-    behind = {a.process: 0.0 if a.host == here else a.clock - middle for a in table}
-    return _collect(outcomes, {rank: behind[a.process] for rank, a in enumerate(table)})
+    _check_all_read(outcomes, [item for found in unread.values() for item in found or ()])
+    return _collect(outcomes, {rank: behind.get(a.process, 0.0) for rank, a in enumerate(table)})
 
 
 def _pickled(program):
@@ -227,10 +239,16 @@ def _placement(ranks, workers):
     return {worker: range(a, b) for worker, a, b in zip(used, cuts[:-1], cuts[1:], strict=True)}
 
 
-def _check_opened(addresses):
-    for worker, answer in addresses.items():
-        if isinstance(answer, BaseException):
+def _check_opened(client, workers, addresses, seconds):
+    for worker in workers:
+        answer = addresses.get(worker)
+        if isinstance(answer, Address):
+            continue
+        if answer is not None:
+            if worker in _missing(client, workers):
+                raise RankError(f"The worker {worker} has died (killed, or out of memory).")
             raise RankError(f"The worker {worker} could not open its end of the run: {answer!r}")
+        raise RankError(f"The worker {worker} did not answer for {seconds:g} s.")
 
 
 async def _open(number, secret, only_tcp, dask_worker=None):
@@ -241,8 +259,13 @@ async def _open(number, secret, only_tcp, dask_worker=None):
         settings = dask_worker.security
         security.dialler = settings.get_connection_args("worker")["ssl_context"]
         security.listener = settings.get_listen_args("worker")["ssl_context"]
-    endpoint = Endpoint(security, get_address_host(dask_worker.address), only_tcp)
-    address = endpoint.listen()
+    host = get_address_host(dask_worker.address)
+    endpoint = Endpoint(security, host, only_tcp, started=math.inf)
+    try:
+        address = endpoint.listen()
+    except BaseException:
+        endpoint.close()
+        raise
     _endpoints(dask_worker)[number] = endpoint
     dask_worker.loop.call_later(UNCLAIMED_SECONDS, _expire, dask_worker, number)
     return address
@@ -255,9 +278,14 @@ def _endpoints(worker) -> dict[str, Endpoint]:
 def _expire(worker, number):
     """The caller died between opening and starting a run, or before it closed one."""
     endpoint = _endpoints(worker).get(number)
-    if endpoint is not None and not endpoint.ports:
-        _endpoints(worker).pop(number, None)
-        endpoint.close()
+    if endpoint is None or endpoint.ports:
+        return
+    left = endpoint.heard + UNCLAIMED_SECONDS - time.monotonic()
+    if left > 0:  # the caller is there: its ranks wait for their arguments, or for a busy worker
+        worker.loop.call_later(left, _expire, worker, number)
+        return
+    _endpoints(worker).pop(number, None)
+    endpoint.close()
 
 
 def _host(number, address, plan, packed, table, ranks, *arguments):
@@ -266,7 +294,9 @@ def _host(number, address, plan, packed, table, ranks, *arguments):
     if worker.address != address:
         raise RuntimeError("the worker of these ranks has died")  # and Dask tries another one
     secede()
-    endpoint = _endpoints(worker)[number]
+    endpoint = _endpoints(worker).get(number)
+    if endpoint is None:
+        raise RuntimeError("nothing was heard of the caller of this run for too long")
     endpoint.table = table
     share = len(arguments) // len(ranks)
     theirs = {
@@ -279,7 +309,11 @@ def _host(number, address, plan, packed, table, ranks, *arguments):
         message = f"the program cannot be unpacked on its worker: {error!r}"
         return [Outcome(rank, "raised", message=message) for rank in ranks]
     outcomes = run_ranks(endpoint, plan, ranks, program, theirs, lambda: _is_cancelled(worker, key))
-    worker.loop.add_callback(worker.loop.call_later, UNCLAIMED_SECONDS, _expire, worker, number)
+    if _is_cancelled(worker, key):  # nobody is left who would close it
+        _endpoints(worker).pop(number, None)
+        endpoint.close()
+    else:
+        worker.loop.add_callback(worker.loop.call_later, UNCLAIMED_SECONDS, _expire, worker, number)
     return outcomes
 
 
@@ -295,21 +329,37 @@ def _end(number, cause, dask_worker=None):
         endpoint.end(cause)
 
 
-def _finish(number, ranks, dask_worker=None):
+def _look(number, over, all_began, dask_worker=None):
+    """The caller's regular call: these ranks have ended. Returns whether those here have begun."""
     endpoint = _endpoints(dask_worker).get(number)
-    if endpoint is not None:
-        endpoint.finish(ranks)
+    if endpoint is None:
+        return False
+    endpoint.heard = time.monotonic()
+    endpoint.finish(over)
+    if all_began:
+        endpoint.all_began()
+    return endpoint.begun
 
 
 async def _close(number, dask_worker=None):
+    """Returns which messages nobody has received."""
     endpoint = _endpoints(dask_worker).pop(number, None)
-    if endpoint is not None:
-        endpoint.end("the run is over")
-        await asyncio.to_thread(endpoint.close)
+    if endpoint is None:
+        return []
+    endpoint.end("the run is over")
+    unread = endpoint.unread()
+    await asyncio.to_thread(endpoint.close)
+    return unread
 
 
-def _tell(client, workers, act, *args) -> set[str]:
-    """Call a function in these workers; returns those that answered soon."""
+def _tell(client, workers, act, *args) -> dict:
+    """Call a function in these workers; returns what those answered that answered soon."""
+    answers = _ask(client, workers, act, *args, seconds=TELL_SECONDS)
+    return {w: answer for w, answer in answers.items() if not isinstance(answer, Exception)}
+
+
+def _ask(client, workers, act, *args, seconds) -> dict:
+    """Call a function in these workers; returns the answers and errors that came in time."""
 
     async def ask():
         calls = {
@@ -318,13 +368,37 @@ def _tell(client, workers, act, *args) -> set[str]:
         }
         # Not wait_for: it would wait for the end of the cancellation, which a worker that is
         # stopped delays for minutes.
-        done, late = await asyncio.wait(calls, timeout=TELL_SECONDS)
+        done, late = await asyncio.wait(calls, timeout=seconds)
         for call in late:
-            call.add_done_callback(lambda call: call.cancelled() or call.exception())
+            call.add_done_callback(_no_matter)
             call.cancel()
-        return {calls[call] for call in done if call.exception() is None}
+        return {calls[c]: c.exception() or c.result()[calls[c]] for c in done}
 
-    return client.sync(ask) if workers else set()
+    return client.sync(ask) if workers else {}
+
+
+def _clocks(client, addresses) -> dict[str, float]:
+    """By how much the clock of each process is ahead of this one's, s.
+
+    Processes of this host read the same clock. Another host's is asked several times; its answer
+    belongs to the middle of the shortest call.
+    """
+    here = host_identity()
+    ahead = {address.process: 0.0 for address in addresses.values()}
+    for worker, address in addresses.items():
+        if address.host == here:
+            continue
+        readings = []
+        for _ in range(CLOCK_CALLS):
+            asked = time.monotonic()
+            found = _tell(client, [worker], time.monotonic)
+            answered = time.monotonic()
+            if worker not in found:
+                break
+            readings.append((answered - asked, found[worker] - (asked + answered) / 2))
+        if readings:
+            ahead[address.process] = min(readings)[1]
+    return ahead
 
 
 # ---------------------------------------------------------------- watching a run
@@ -332,46 +406,127 @@ def _tell(client, workers, act, *args) -> set[str]:
 
 def _gather(client, plan, number, place, futures) -> list[Outcome]:
     """The outcomes of all ranks; when one fails, the others are ended."""
+    found = {}  # worker -> the outcomes of its ranks
     try:
-        dead = _wait(client, plan, number, place, futures)
+        left = _wait(client, plan, number, place, futures, found)
     except BaseException:  # an interrupt in the notebook
         _tell(client, list(place), _end, number, "the run was interrupted")
         _wait_for_end(futures.values())
-        _stop_stuck(client, _unfinished(futures))
+        _stop_stuck(client, [w for w in place if not futures[w].done()])
         raise
-    outcomes = []
-    for worker, ranks in place.items():
-        outcomes += _outcomes_of(futures[worker], ranks, worker in dead)
-    stuck = {o.rank for o in outcomes if o.kind == "stuck"}
-    _stop_stuck(client, [w for w, ranks in place.items() if w not in dead and stuck & {*ranks}])
-    return outcomes
+    stuck = [w for w, outcomes in found.items() if any(o.kind == "stuck" for o in outcomes)]
+    _stop_stuck(client, [*stuck, *(worker for worker in left if worker not in stuck)])
+    return [outcome for worker in place for outcome in found[worker]]
 
 
-def _wait(client, plan, number, place, futures):
+def _wait(client, plan, number, place, futures, found):
     """Wait until all tasks have ended, or one has failed and the others had time to end.
 
-    Returns the workers that have died.
+    What becomes of the ranks of each worker is put into `found`. Returns the workers that have
+    neither ended their task nor died.
     """
-    heard = dict.fromkeys(place, time.monotonic())
-    while waiting := _unfinished(futures):
-        try:
+    heard, begun, all_begun = dict.fromkeys(place, time.monotonic()), set(), False
+    while waiting := [worker for worker in place if worker not in found]:
+        with suppress(TimeoutError, FutureCancelledError):
             wait([futures[worker] for worker in waiting], ASK_SECONDS, "FIRST_COMPLETED")
-        except TimeoutError:
+        done = [worker for worker in waiting if futures[worker].done()]
+        for worker in done:
+            found[worker] = _fetched(client, plan, worker, futures[worker], place[worker])
+        waiting = [worker for worker in waiting if worker not in found]
+        failed = any(o.kind != "result" for outcomes in found.values() for o in outcomes)
+        dead, silent = set(), []
+        if not done:
             # Is everybody there? Whoever still waits for a rank that has ended, waits in vain.
-            over = [rank for w, ranks in place.items() if w not in waiting for rank in ranks]
-            answered = _tell(client, waiting, _finish, number, over)
+            over = [rank for worker in found for rank in place[worker]]
+            answered = _tell(client, waiting, _look, number, over, all_begun)
+            begun.update(w for w in place if answered.get(w) or w in found)
+            if not all_begun and len(begun) == len(place):
+                all_begun = True
+                answered |= _tell(client, waiting, _look, number, over, all_begun)
             heard.update(dict.fromkeys(answered, time.monotonic()))
-        else:
-            if not _failed(futures):
-                continue
-        dead = _missing(client, place)
-        silent = [w for w in waiting if time.monotonic() - heard[w] > plan.patience]
-        if dead or silent or _failed(futures):
+            dead = _missing(client, waiting)
+            silent = [w for w in waiting if time.monotonic() - heard[w] > plan.patience]
+        if failed or dead or silent:
+            dead |= _missing(client, waiting)
             left = [worker for worker in waiting if worker not in dead and worker not in silent]
             _tell(client, left, _end, number, "the run has failed on another rank")
             _wait_for_end([futures[worker] for worker in left])
-            return _missing(client, place)
-    return _missing(client, place) if _failed(futures) else set()
+            dead, not_stopped = _missing(client, waiting), []
+            for worker in waiting:
+                if worker in dead:
+                    found[worker] = _all_of(place[worker], "raised", DIED)
+                elif futures[worker].done():
+                    found[worker] = _fetched(client, plan, worker, futures[worker], place[worker])
+                else:
+                    not_stopped.append(worker)
+                    kind = "lost" if worker in silent else "stuck"
+                    found[worker] = _all_of(place[worker], kind, NOT_STOPPED)
+            return not_stopped
+    return []
+
+
+def _fetched(client, plan, worker, future, ranks) -> list[Outcome]:
+    """What a task that has ended says of its ranks."""
+    if future.status == "error":
+        if _missing(client, [worker]):
+            return _all_of(ranks, "raised", DIED)
+        return _all_of(ranks, "raised", f"its worker could not run it: {future.exception()!r}")
+    try:
+        return client.sync(_fetch, client, worker, future, max(OPEN_SECONDS, plan.patience))
+    except (CancelledError, FutureCancelledError):
+        return _all_of(ranks, "raised", CANCELLED)
+    except _WorkerLost as error:
+        return _all_of(ranks, "raised", str(error))
+    except Exception as error:
+        return _all_of(ranks, "raised", f"its result cannot be unpacked here: {error!r}")
+
+
+async def _fetch(client, worker, future, patience):
+    """A task's result. Dask alone would wait for ever when the result's worker dies on the way: it
+    then runs the task again, and that is bound to this worker."""
+    task = asyncio.ensure_future(client.gather(future, asynchronous=True))
+    heard = time.monotonic()
+    try:
+        while True:
+            await asyncio.wait([task], timeout=ASK_SECONDS)
+            if task.done():
+                return task.result()
+            if worker not in await client.scheduler.ncores(workers=[worker]):
+                raise _WorkerLost(DIED)
+            sign = asyncio.ensure_future(client.run(os.getpid, workers=[worker]))
+            sign.add_done_callback(_no_matter)
+            done, _ = await asyncio.wait([sign, task], timeout=TELL_SECONDS)
+            if sign in done:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > patience:
+                raise _WorkerLost(f"its worker did not answer for {patience:g} s")
+    finally:
+        task.add_done_callback(_no_matter)
+        task.cancel()
+
+
+class _WorkerLost(Exception):
+    """A worker died, or fell silent, with a result that was not yet fetched."""
+
+
+def _no_matter(call):
+    """Look at how a call has ended, so that asyncio does not complain that nobody did."""
+    return call.cancelled() or call.exception()
+
+
+def _all_of(ranks, kind, message) -> list[Outcome]:
+    return [Outcome(rank, kind, message=message) for rank in ranks]
+
+
+def _check_all_read(outcomes, unread):
+    """A message that nobody received belongs to an exchange that another rank did not call."""
+    if not unread or any(outcome.kind != "result" for outcome in outcomes):
+        return
+    source, target, what = min(unread)
+    raise RankError(
+        f"rank {target} of {len(outcomes)}: it ended without receiving what rank {source} sent in "
+        f"{what}: all ranks of a group must call the same exchanges, in one order."
+    )
 
 
 def _missing(client, place):
@@ -379,43 +534,42 @@ def _missing(client, place):
     return {worker for worker in place if worker not in alive}
 
 
-def _unfinished(futures):
-    return [worker for worker, future in futures.items() if not future.done()]
-
-
-def _failed(futures):
-    return any(
-        future.status == "error" or any(o.kind != "result" for o in future.result())
-        for future in futures.values()
-        if future.done()
-    )
-
-
 def _wait_for_end(futures):
     left = [future for future in futures if not future.done()]
     if left:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, FutureCancelledError):
             wait(left, END_SECONDS)
 
 
 def _stop_stuck(client, workers):
     """Kill the workers whose ranks cannot be stopped; their nannies start them anew.
 
-    Where there is no nanny the rank's thread goes on, and the message says so.
+    Where there is no nanny, or it cannot be reached, the rank's thread goes on.
     """
     if not workers:
         return
     before = len(client.nthreads())
 
     async def ask():
-        calls = [client.run(_kill, workers=[w], nanny=True, on_error="ignore") for w in workers]
-        await asyncio.wait(map(asyncio.ensure_future, calls), timeout=TELL_SECONDS)
+        calls = [
+            asyncio.ensure_future(client.run(_kill, workers=[worker], nanny=True))
+            for worker in workers
+        ]
+        done, _ = await asyncio.wait(calls, timeout=TELL_SECONDS)
+        for call in calls:
+            call.add_done_callback(_no_matter)
+        return {
+            w
+            for w, call in zip(workers, calls, strict=True)
+            if call in done and not call.exception()
+        }
 
-    client.sync(ask)
+    killed = client.sync(ask)
     end = time.monotonic() + RESTART_SECONDS
-    while time.monotonic() < end:
+    while killed and time.monotonic() < end:
         alive = client.nthreads()
-        if len(alive) >= before and not any(worker in alive for worker in workers):
+        gone = len(workers) - len(killed)
+        if len(alive) >= before - gone and not any(worker in alive for worker in killed):
             return
         time.sleep(0.05)
 
@@ -423,19 +577,6 @@ def _stop_stuck(client, workers):
 def _kill(dask_worker=None):
     """Runs in a nanny. SIGKILL, because a stopped process hears nothing else."""
     os.kill(dask_worker.pid, signal.SIGKILL)
-
-
-def _outcomes_of(future, ranks, dead) -> list[Outcome]:
-    if future.done() and future.status == "finished":
-        return future.result()
-    if dead:
-        message = "its worker has died (killed, or out of memory)"
-        return [Outcome(rank, "raised", message=message) for rank in ranks]
-    if future.done():
-        message = f"its worker could not run it: {future.exception()!r}"
-        return [Outcome(rank, "raised", message=message) for rank in ranks]
-    message = "its worker did not answer or could not be stopped, and was started anew"
-    return [Outcome(rank, "stuck", message=message) for rank in ranks]
 
 
 def _collect(outcomes: list[Outcome], behind: dict[int, float]) -> Run:
