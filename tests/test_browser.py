@@ -362,3 +362,31 @@ def test_notebook_00_runs_and_its_slider_changes_the_workers(open_page, short_fo
     assert words in after
     assert page.outside_requests() == []
     assert page.console_errors() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("number", "words"), [("03", "rows a second"), ("04", "H = 16, at random: loss")]
+)
+def test_a_panel_trains_on_as_many_real_ranks_as_its_slider_says(
+    open_page, tmp_path, number, words
+):
+    notebook = next(path for path in NOTEBOOKS if path.name.startswith(number))
+    copy = read(notebook)
+    # The last cell closes the cluster, and the panel with it.
+    copy.cells = [cell for cell in copy.cells if not cell.source.startswith("cluster.close()")]
+    nbformat.write(copy, tmp_path / notebook.name)
+    page = open_page(tmp_path / notebook.name)
+    code = page.run_all()
+    assert errors(code) == []
+    handle = page.slider("Ranks")
+    before, pictures = page.panel()
+    assert words in before
+    page.photograph("before")
+    page.press(handle, Keys.ARROW_RIGHT)
+    page.wait("another picture", lambda: _all_differ(pictures, page.panel()[1]))
+    page.wait("another sentence", lambda: words in page.panel()[0] and page.panel()[0] != before)
+    page.photograph("after")
+    assert page.outside_requests() == []
+    assert page.console_errors() == []

@@ -353,6 +353,11 @@ FORBIDDEN = {
     ],
     "helpers.parallel": ["helpers.studies"],
     "helpers.studies": ["helpers.cluster"],
+    "helpers.parallel.schedules": ["dask", "distributed", "helpers.engine", "helpers.cluster"],
+    "helpers.planner": [
+        *("dask", "distributed", "helpers.cluster", "helpers.datasets", "helpers.engine.spmd"),
+        *("helpers.engine.ranks", "helpers.engine.transport"),
+    ],
     "helpers.classroom.plots": ["dask", "distributed", "helpers.cluster", "helpers.datasets"],
     "helpers.classroom.timeline": ["helpers.datasets"],
 }

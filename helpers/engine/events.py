@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dask.utils import key_split
-
 
 @dataclass(frozen=True)
 class Event:
@@ -71,6 +69,8 @@ def events_from_tasks(records, workers, origin: float | None = None) -> list[Eve
     >>> events_from_tasks([record], ["a"])  # doctest: +ELLIPSIS
     [Event(rank=0, operation='fit', start=0.0, length=0.5, nbytes=8, layer=None, ...)]
     """
+    from dask.utils import key_split  # here, so that a simulator needs no Dask
+
     rank = {address: number for number, address in enumerate(workers)}
     found = []
     for record in records:

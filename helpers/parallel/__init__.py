@@ -1,29 +1,12 @@
-"""Ways to train on several ranks: each module is one idea."""
+"""Ways to train on several ranks: each module is one idea, and is loaded when it is first used."""
 
-from helpers.parallel import (
-    asynchronous,
-    compression,
-    data,
-    least_squares,
-    local,
-    power_sgd,
-    precision,
-    sharded,
-    shards,
-    stragglers,
-    training,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "asynchronous",
-    "compression",
-    "data",
-    "least_squares",
-    "local",
-    "power_sgd",
-    "precision",
-    "sharded",
-    "shards",
-    "stragglers",
-    "training",
-]
+__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"helpers.parallel has no {name!r}: choose {', '.join(__all__)}.")
+    return importlib.import_module(f"{__name__}.{name}")
