@@ -21,7 +21,7 @@ LASTING_THREADS = ("Dask-Offload", "TCP-Executor", "asyncio_", "Profile", "IO lo
 # Processes that Python's multiprocessing keeps for itself.
 LASTING_PROCESSES = ("resource_tracker", "forkserver")
 # Folders of pytest and of libraries, not ours.
-LASTING_FOLDERS = ("pytest-of-", "pymp-", "matplotlib-", "joblib_")
+LASTING_FOLDERS = ("pytest-of-", "pymp-", "matplotlib-", "joblib_", "torchinductor_")
 SETTLE_SECONDS = 5
 
 
