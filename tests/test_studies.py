@@ -11,8 +11,9 @@ from helpers.studies import __main__ as command
 from helpers.studies import load_study, names, run_study, store_study
 
 MEASURED = {"train_loss", "test_loss", "steps", "highest", "averagings", "skipped"}
-HARMLESS = 0.01
-"""So much a loss may differ on another processor, whose sums round differently."""
+HARMLESS = {"warm_up": 0.05}
+"""So much a loss may differ on another processor, whose sums round differently; else 0.01. The
+deep network of warm_up is trained at the edge of what it bears."""
 
 
 def settings(table):
@@ -65,7 +66,7 @@ def test_a_study_gives_again_what_is_stored(name):
         assert (old.isna() == new.isna()).all(), column
         if column.endswith("loss"):
             learnt = old < 0.6
-            assert (abs(new - old)[learnt] < HARMLESS).all(), column
+            assert (abs(new - old)[learnt] < HARMLESS.get(name, 0.01)).all(), column
             assert (new[old > 1] > 0.6).all(), column  # what had diverged, diverges
         elif column == "steps":
             assert (abs(new - old).dropna() <= 0.1 * old.dropna() + 3).all()
