@@ -13,12 +13,15 @@ import pytest
 from helpers.nn import (
     GPT,
     Adam,
+    Alone,
     KeyValueCache,
     Memory,
     attention,
     attention_grad,
     block,
     block_grad,
+    block_grad_input,
+    block_grad_weights,
     block_shapes,
     cross_entropy,
     embed,
@@ -260,6 +263,35 @@ def test_a_block_in_given_memory_and_in_place_gives_the_same_numbers():
         assert all(np.array_equal(gradient[name], expected[name]) for name in parameters)
 
 
+@pytest.mark.parametrize("keep_weights", [True, False])
+def test_the_two_halves_of_a_gradient_are_the_whole(keep_weights):
+    parameters = SMALL.views(parameters_of(SMALL))[1]
+    x, dy = normal(2, 4, 8), normal(2, 4, 8, seed=1)
+    scratch = Memory("f8")
+    memory, others = Memory("f8", scratch), Memory("f8", scratch)
+    _, kept = block(parameters, x, heads=2)
+    expected, gradient = empty_like(parameters), empty_like(parameters)
+    expected_dx = block_grad(parameters, kept, dy, expected)
+    _, kept = block(parameters, x, 2, memory=memory, keep_weights=keep_weights)
+    assert (kept.attend.weights is not None) == keep_weights
+    dx, later = block_grad_input(parameters, kept, dy, memory=memory)
+    # Other micro-batches come between the two halves; they share the scratch memory only.
+    _, other = block(parameters, dy, 2, memory=others, keep_weights=keep_weights)
+    block_grad(parameters, other, x, empty_like(parameters), memory=others)
+    block_grad_weights(kept, later, gradient)
+    assert np.array_equal(dx, expected_dx)
+    assert all(np.array_equal(gradient[name], expected[name]) for name in expected)
+
+
+def test_weights_that_are_computed_again_take_no_memory_in_between():
+    parameters, x = SMALL.views(parameters_of(SMALL))[1], normal(2, 4, 8)
+    kept, again = (Memory("f8", Memory("f8")) for _ in range(2))
+    block(parameters, x, 2, memory=kept)
+    block(parameters, x, 2, memory=again, keep_weights=False)
+    batch, heads, length = 2, 2, 4
+    assert kept.nbytes - again.nbytes == 8 * batch * heads * length * length
+
+
 def test_the_gradient_of_the_head_equals_finite_differences():
     x, table = normal(2, 3, 4), normal(5, 4, seed=1)
     norm = {"scale": normal(4, seed=2), "shift": normal(4, seed=3)}
@@ -309,7 +341,7 @@ def test_heads_and_columns_on_two_ranks_add_up_to_the_whole_block():
     y, kept = block(parameters, x, heads=2)
     whole = empty_like(parameters)
     dx = block_grad(parameters, kept, dy, whole)
-    results = on_two_ranks(lambda rank, reduce: a_rank(shard(parameters, rank), x, dy, reduce))
+    results = on_two_ranks(lambda rank, both: a_rank(shard(parameters, rank), x, dy, both))
     for rank, (rank_y, rank_dx, gradient) in enumerate(results):
         assert agree(rank_y, y, 1e-12) and agree(rank_dx, dx, 1e-12)
         expected = shard(whole, rank)
@@ -329,10 +361,10 @@ def shard(parameters, rank):
     return part
 
 
-def a_rank(parameters, x, dy, reduce):
-    y, kept = block(parameters, x, heads=1, reduce=reduce)
+def a_rank(parameters, x, dy, exchange):
+    y, kept = block(parameters, x, heads=1, exchange=exchange)
     gradient = empty_like(parameters)
-    return y, block_grad(parameters, kept, dy, gradient, reduce=reduce), gradient
+    return y, block_grad(parameters, kept, dy, gradient, exchange=exchange), gradient
 
 
 def on_two_ranks(program):
@@ -340,13 +372,19 @@ def on_two_ranks(program):
     barrier, arrays, results = threading.Barrier(2, timeout=20), [None, None], [None, None]
 
     def run(rank):
-        def reduce(array):
-            arrays[rank] = array.copy()
-            barrier.wait()
-            np.add(*arrays, out=array)
-            barrier.wait()
+        class Sum(Alone):
+            """As in tensor parallelism: the parts of a sum are added where they come out."""
 
-        results[rank] = program(rank, reduce)
+            def leave(self, array):
+                arrays[rank] = array.copy()
+                barrier.wait()
+                np.add(*arrays, out=array)
+                barrier.wait()
+                return array
+
+            enter_grad = leave
+
+        results[rank] = program(rank, Sum())
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -443,7 +481,8 @@ def test_float32_stays_float32():
     expected, expected_gradient = SMALL.loss_and_gradient(wide, tokens, targets)
     assert gradient.dtype == SMALL.logits(narrow, tokens).dtype == np.float32
     kept = workspace.kept[0]
-    assert kept.weights.dtype == kept.norm_1[1].dtype == kept.slope.dtype == np.float32
+    attended, perceived = kept
+    assert attended.weights.dtype == attended.norm[1].dtype == perceived.slope.dtype == np.float32
     assert type(loss) is float and np.isclose(loss, expected, rtol=1e-5)
     assert agree(gradient, expected_gradient, 1e-5)
 
@@ -770,7 +809,7 @@ def test_wrong_use_is_refused(call, error, sentence):
         call()
 
 
-@pytest.mark.parametrize("name", ["transformer", "tokens", "blocks", "gpt", "generate"])
+@pytest.mark.parametrize("name", ["transformer", "tokens", "blocks", "ends", "gpt", "generate"])
 def test_examples_in_docstrings_hold(name):
     result = doctest.testmod(importlib.import_module(f"helpers.nn.{name}"))
     assert result.attempted > 0 and result.failed == 0

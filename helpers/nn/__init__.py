@@ -5,16 +5,25 @@ dimension, so that any slice of them can be sent, summed or updated by whoever o
 """
 
 from helpers.nn.blocks import (
+    ALONE,
+    Alone,
     Memory,
+    attend,
+    attend_grad,
+    attend_grad_input,
+    attend_grad_weights,
     block,
     block_grad,
+    block_grad_input,
+    block_grad_weights,
     block_shapes,
-    embed,
-    embed_grad,
-    head_loss,
-    head_loss_grad,
     named_views,
+    perceive,
+    perceive_grad,
+    perceive_grad_input,
+    perceive_grad_weights,
 )
+from helpers.nn.ends import embed, embed_grad, head_loss, head_loss_grad
 from helpers.nn.generate import generate
 from helpers.nn.gpt import GPT, GPTWorkspace, KeyValueCache
 from helpers.nn.layers import (
@@ -32,6 +41,7 @@ from helpers.nn.tokens import cross_entropy, embedding, embedding_grad
 from helpers.nn.transformer import (
     attention,
     attention_grad,
+    attention_weights,
     gelu,
     gelu_grad,
     layer_norm,
@@ -39,18 +49,27 @@ from helpers.nn.transformer import (
 )
 
 __all__ = [
+    "ALONE",
     "GPT",
     "MLP",
     "SGD",
     "Adam",
+    "Alone",
     "GPTWorkspace",
     "KeyValueCache",
     "Memory",
     "Workspace",
+    "attend",
+    "attend_grad",
+    "attend_grad_input",
+    "attend_grad_weights",
     "attention",
     "attention_grad",
+    "attention_weights",
     "block",
     "block_grad",
+    "block_grad_input",
+    "block_grad_weights",
     "block_shapes",
     "clip_by_global_norm",
     "cross_entropy",
@@ -71,6 +90,10 @@ __all__ = [
     "linear_grad_weights",
     "logistic_loss",
     "named_views",
+    "perceive",
+    "perceive_grad",
+    "perceive_grad_input",
+    "perceive_grad_weights",
     "relu",
     "relu_grad",
     "softmax_loss",

@@ -1,12 +1,13 @@
-"""The stages of a GPT: embedding, block, head. Each can run alone, wherever its parameters are.
+"""The blocks of a GPT. Each can run alone, wherever its parameters are, and be cut over ranks.
 
 The form is that of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners", section 2.3): layer norms stand before attention and before the perceptron of each block,
-and the table of tokens is also that of the outputs (Press and Wolf 2017, "Using the Output
-Embedding to Improve Language Models").
+Learners", section 2.3). A block has two halves, attention and a perceptron, and each adds to what
+came in: ``x + branch(norm(x))``.
 
-A stage is a pair of functions. Parameters go in as arrays with names; what the gradient needs of
-the forward pass comes out beside the result, as ``kept``.
+A half is a pair of functions. Parameters go in as arrays with names; what the gradient needs of
+the forward pass comes out beside the result, as ``kept``. The gradient is there in one function,
+or in two (Qi et al. 2024, "Zero bubble pipeline parallelism", section 2): that by the input, for
+which the block before waits, and that by the weights, for which nobody waits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from helpers.nn.layers import (
     linear_grad_weights,
     ready,
 )
-from helpers.nn.tokens import cross_entropy, embedding, embedding_grad
 from helpers.nn.transformer import (
     attention,
     attention_grad,
+    attention_weights,
     gelu,
     gelu_grad,
     layer_norm,
@@ -43,6 +44,8 @@ class Memory:
     ----------
     dtype : dtype
         Of all arrays.
+    scratch : Memory, optional
+        For what is needed for a moment only; several memories can share one. Default: itself.
 
     Examples
     --------
@@ -52,8 +55,9 @@ class Memory:
     (True, 48)
     """
 
-    def __init__(self, dtype):
+    def __init__(self, dtype, scratch=None):
         self.dtype = np.dtype(dtype)
+        self.scratch = self if scratch is None else scratch
         self._arrays = {}
 
     def take(self, name, shape):
@@ -65,102 +69,102 @@ class Memory:
 
     @property
     def nbytes(self):
-        """Bytes of all arrays."""
+        """Bytes of all arrays, without those of another scratch."""
         return sum(array.nbytes for array in self._arrays.values())
 
 
-class BlockKept(NamedTuple):
-    """What `block_grad` needs of the forward pass; arrays of one row a position, but weights."""
+class Alone:
+    """What a half block exchanges with other ranks where there are none: nothing.
+
+    Tensor parallelism puts another object in its place (Shoeybi et al. 2019, "Megatron-LM", section
+    3; there ``enter`` is called f, and ``leave`` is called g). Each method takes and returns an
+    array of shape (batch, length, width).
+    """
+
+    def enter(self, x):
+        """Before the matrix that is cut by columns."""
+        return x
+
+    def leave(self, x):
+        """After the matrix that is cut by rows; what each rank gives is a part of a sum."""
+        return x
+
+    def leave_grad(self, dy):
+        """The gradient of `leave`."""
+        return dy
+
+    def enter_grad(self, dx):
+        """The gradient of `enter`; what each rank gives is a part of a sum."""
+        return dx
+
+
+ALONE = Alone()
+
+
+class AttendKept(NamedTuple):
+    """What `attend_grad` needs of the forward pass; arrays of one row a position, but weights.
+
+    ``weights`` is None where they are computed again.
+    """
 
     shape: tuple
     heads: int
-    norm_1: tuple
-    normed_1: np.ndarray
+    norm: tuple
+    normed: np.ndarray
     qkv: np.ndarray
     mixed: np.ndarray
-    weights: np.ndarray
-    norm_2: tuple
-    normed_2: np.ndarray
-    slope: np.ndarray
-    active: np.ndarray
+    weights: np.ndarray | None
 
 
-class HeadKept(NamedTuple):
-    """What `head_loss_grad` needs of the forward pass."""
+class PerceiveKept(NamedTuple):
+    """What `perceive_grad` needs of the forward pass; arrays of one row a position."""
 
     shape: tuple
     norm: tuple
     normed: np.ndarray
-    dz: np.ndarray
+    slope: np.ndarray
+    active: np.ndarray
 
 
-def embed(parameters, tokens, start=0, out=None):
-    """The first stage: tokens become vectors.
+class BlockKept(NamedTuple):
+    """What `block_grad` needs of the forward pass."""
 
-    Parameters
+    attend: AttendKept
+    perceive: PerceiveKept
+
+
+class Later(NamedTuple):
+    """What the gradient by the weights of a half needs beside what was kept.
+
+    Attributes
     ----------
-    parameters : dict
-        ``tokens`` of shape (vocabulary, width) and ``positions`` of shape (context, width).
-    tokens, start, out
-        As for `helpers.nn.embedding`.
-
-    Returns
-    -------
-    array of shape (batch, length, width)
-
-    Raises
-    ------
-    ValueError, TypeError
-        As for `helpers.nn.embedding`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from helpers.nn import GPT
-    >>> gpt = GPT(vocabulary=5, context=4, width=2, heads=1, layers=1)
-    >>> parts = gpt.views(gpt.initialise(seed=0))
-    >>> embed(parts[0], np.array([[0, 1, 2]])).shape
-    (1, 3, 2)
+    d_branch : array of shape (positions, width)
+        Gradient by what the branch gave.
+    d_inner : array of shape (positions, columns)
+        Gradient by what the matrix that is cut by columns gave.
+    d_norm : (array, array)
+        Gradients by scale and shift.
     """
-    return embedding(tokens, parameters["tokens"], parameters["positions"], start, out)
+
+    d_branch: np.ndarray
+    d_inner: np.ndarray
+    d_norm: tuple
 
 
-def embed_grad(tokens, dy, gradient_out, add=False, memory=None):
-    """The gradient of `embed`, written into ``gradient_out``.
-
-    Parameters
-    ----------
-    tokens : integer array of shape (batch, length)
-    dy : array of shape (batch, length, width)
-    gradient_out : dict
-        Arrays of the names and shapes of the parameters, to write into.
-    add : bool
-        Add to the gradient of the table that `head_loss_grad` has written there.
-    memory : Memory, optional
-
-    Raises
-    ------
-    ValueError, TypeError
-        As for `helpers.nn.embedding_grad`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> gradient = {"tokens": np.empty((3, 1)), "positions": np.empty((4, 1))}
-    >>> embed_grad(np.array([[1, 1]]), np.ones((1, 2, 1)), gradient)
-    >>> gradient["tokens"].ravel().tolist()
-    [0.0, 2.0, 0.0]
-    """
-    memory = memory or Memory(dy.dtype)
-    table = gradient_out["tokens"]
-    one_hot = memory.take("one_hot", (np.size(tokens), len(table)))
-    embedding_grad(dy, tokens, table, gradient_out["positions"], add, one_hot)
+# ---------------------------------------------------------------- attention
 
 
-def block(parameters, x, heads, out=None, memory=None, reduce=None, cache=None):
-    """One block: attention and a perceptron of two layers, each added to what came in.
-
-    ``m = x + out(attention(qkv(norm_1(x))))``, ``y = m + down(gelu(up(norm_2(m))))``.
+def attend(
+    parameters,
+    x,
+    heads,
+    out=None,
+    memory=None,
+    exchange=ALONE,
+    cache=None,
+    keep_weights=True,
+):
+    """The first half of a block: ``x + out(attention(qkv(norm_1(x))))``.
 
     Parameters
     ----------
@@ -172,25 +176,220 @@ def block(parameters, x, heads, out=None, memory=None, reduce=None, cache=None):
     out : array of the shape of ``x``, optional
         Where to write the result; may be ``x`` itself.
     memory : Memory, optional
-        Where what is kept lies. Use it for nothing else before `block_grad` has run.
-    reduce : function, optional
-        For tensor parallelism, where a rank holds some of the heads and of the perceptron's
-        columns: is given an array of shape (batch * length, width) and puts the sum of all ranks'
-        arrays in its place. It is called twice here and twice in `block_grad` (Shoeybi et al. 2019,
-        "Megatron-LM", section 3).
+        Where what is kept lies. Use it for nothing else before the gradient has been taken.
+    exchange : Alone
+        What the ranks exchange that share the heads.
     cache : KeyValueCache, optional
         Keys and values of the positions before, see `GPT.cache`. There is no gradient then.
+    keep_weights : bool
+        False: the attention weights, which take the most memory, are computed again for the
+        gradient (Korthikanti et al. 2022, "Reducing activation recomputation in large transformer
+        models", section 5: selective recomputation).
 
     Returns
     -------
     y : array of the shape of ``x``
-    kept : BlockKept
-        What `block_grad` needs.
+    kept : AttendKept
 
     Raises
     ------
     ValueError, TypeError
         If shapes do not fit or dtypes differ.
+
+    Examples
+    --------
+    See `block`.
+    """
+    check_vectors(x, parameters["norm_1_scale"])
+    memory, y = memory or Memory(x.dtype), ready_contiguous(out, x.shape, x.dtype)
+    norm, normed = _normalise("1", parameters, x, memory)
+    normed = exchange.enter(normed)
+    rows = _rows(normed)
+    qkv = memory.take("qkv", (len(rows), parameters["qkv_w"].shape[1]))
+    linear(rows, parameters["qkv_w"], parameters["qkv_b"], out=qkv)
+    q, k, v = _split(qkv, normed.shape, heads)
+    if cache is not None:
+        k, v = cache.append(k, v)
+    mixed = memory.take("mixed", (len(rows), qkv.shape[1] // 3))
+    place = memory if keep_weights else memory.scratch
+    weights = place.take("weights", (q.shape[0], heads, q.shape[1], k.shape[1]))
+    attention(q, k, v, mixed.reshape(q.shape), weights)
+    branch = memory.scratch.take("branch", normed.shape)
+    np.matmul(mixed, parameters["out_w"], out=_rows(branch))
+    branch = exchange.leave(branch)
+    branch += parameters["out_b"]
+    np.add(x, branch, out=y)
+    return y, AttendKept(x.shape, heads, norm, rows, qkv, mixed, weights if keep_weights else None)
+
+
+def attend_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
+    """The gradient of `attend` by its input.
+
+    Parameters
+    ----------
+    parameters : dict
+        What `attend` was given.
+    kept : AttendKept
+        What `attend` gave.
+    dy : array of shape (batch, length, width)
+        Gradient of the loss by the output.
+    out : array of the shape of ``dy``, optional
+        Where to write the result; not ``dy`` itself.
+    memory : Memory, optional
+        Where to work, and where what is needed later lies.
+    exchange : Alone
+        As for `attend`.
+
+    Returns
+    -------
+    dx : array of the shape of ``dy``
+    later : Later
+        For `attend_grad_weights`. Until then leave ``dy`` and the memory alone.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes do not fit or dtypes differ.
+
+    Examples
+    --------
+    See `block_grad_input`.
+    """
+    memory = memory or Memory(dy.dtype)
+    d_in, later = _attend_back(parameters, kept, dy, memory, exchange)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
+
+
+def attend_grad_weights(kept, later, gradient_out):
+    """The gradient of `attend` by its parameters, written into ``gradient_out``.
+
+    Parameters
+    ----------
+    kept : AttendKept
+    later : Later
+    gradient_out : dict
+        Arrays of the names and shapes of the parameters. Those of the other half are left alone.
+
+    Examples
+    --------
+    See `block_grad_input`.
+    """
+    linear_grad_weights(later.d_branch, kept.mixed, gradient_out["out_w"], gradient_out["out_b"])
+    linear_grad_weights(later.d_inner, kept.normed, gradient_out["qkv_w"], gradient_out["qkv_b"])
+    gradient_out["norm_1_scale"][:], gradient_out["norm_1_shift"][:] = later.d_norm
+
+
+def attend_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):
+    """Both gradients of `attend`.
+
+    Parameters, result and errors are those of `attend_grad_input` and `attend_grad_weights`, but
+    ``out`` may be ``dy`` itself.
+    """
+    memory = memory or Memory(dy.dtype)
+    d_in, later = _attend_back(parameters, kept, dy, memory, exchange)
+    attend_grad_weights(kept, later, gradient_out)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
+
+
+def _attend_back(parameters, kept, dy, memory, exchange):
+    """The gradient by the input of the branch, and what those by the weights need."""
+    _check_gradient(dy, kept.shape)
+    d_branch = exchange.leave_grad(dy)
+    d_mixed = memory.scratch.take("d_mixed", kept.mixed.shape)
+    linear_grad_input(_rows(d_branch), parameters["out_w"], d_mixed)
+    d_qkv = memory.take("d_qkv", kept.qkv.shape)
+    q, k, v = _split(kept.qkv, d_branch.shape, kept.heads)
+    weights = kept.weights
+    if weights is None:
+        shape = (q.shape[0], kept.heads, q.shape[1], k.shape[1])
+        weights = memory.scratch.take("weights", shape)
+        attention_weights(q, k, weights)
+    d_y, y = d_mixed.reshape(q.shape), kept.mixed.reshape(q.shape)
+    attention_grad(d_y, q, k, v, y, weights, *_split(d_qkv, d_branch.shape, kept.heads))
+    d_normed = memory.scratch.take("d_normed", d_branch.shape)
+    linear_grad_input(d_qkv, parameters["qkv_w"], _rows(d_normed))
+    d_normed = exchange.enter_grad(d_normed)
+    d_norm = _normalise_grad(parameters["norm_1_scale"], kept.norm, d_normed)
+    return d_normed, Later(_rows(d_branch), d_qkv, d_norm)
+
+
+# ---------------------------------------------------------------- the perceptron
+
+
+def perceive(parameters, x, out=None, memory=None, exchange=ALONE):
+    """The second half of a block: ``x + down(gelu(up(norm_2(x))))``.
+
+    Parameters, results and errors are those of `attend`, with a `PerceiveKept`.
+    """
+    check_vectors(x, parameters["norm_2_scale"])
+    memory, y = memory or Memory(x.dtype), ready_contiguous(out, x.shape, x.dtype)
+    norm, normed = _normalise("2", parameters, x, memory)
+    normed = exchange.enter(normed)
+    rows = _rows(normed)
+    raised = memory.take("slope", (len(rows), parameters["up_w"].shape[1]))
+    linear(rows, parameters["up_w"], parameters["up_b"], out=raised)
+    # The derivative takes the place of the input, which nothing needs any more.
+    active = gelu(raised, out=memory.take("active", raised.shape), slope=raised)
+    branch = memory.scratch.take("branch", normed.shape)
+    np.matmul(active, parameters["down_w"], out=_rows(branch))
+    branch = exchange.leave(branch)
+    branch += parameters["down_b"]
+    np.add(x, branch, out=y)
+    return y, PerceiveKept(x.shape, norm, rows, raised, active)
+
+
+def perceive_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
+    """The gradient of `perceive` by its input; all is as for `attend_grad_input`."""
+    memory = memory or Memory(dy.dtype)
+    d_in, later = _perceive_back(parameters, kept, dy, memory, exchange)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
+
+
+def perceive_grad_weights(kept, later, gradient_out):
+    """The gradient of `perceive` by its parameters; all is as for `attend_grad_weights`."""
+    linear_grad_weights(later.d_branch, kept.active, gradient_out["down_w"], gradient_out["down_b"])
+    linear_grad_weights(later.d_inner, kept.normed, gradient_out["up_w"], gradient_out["up_b"])
+    gradient_out["norm_2_scale"][:], gradient_out["norm_2_shift"][:] = later.d_norm
+
+
+def perceive_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):
+    """Both gradients of `perceive`; all is as for `attend_grad`."""
+    memory = memory or Memory(dy.dtype)
+    d_in, later = _perceive_back(parameters, kept, dy, memory, exchange)
+    perceive_grad_weights(kept, later, gradient_out)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
+
+
+def _perceive_back(parameters, kept, dy, memory, exchange):
+    """The gradient by the input of the branch, and what those by the weights need."""
+    _check_gradient(dy, kept.shape)
+    d_branch = exchange.leave_grad(dy)
+    d_raised = memory.take("d_raised", kept.active.shape)
+    linear_grad_input(_rows(d_branch), parameters["down_w"], d_raised)
+    gelu_grad(d_raised, kept.slope, out=d_raised)
+    d_normed = memory.scratch.take("d_normed", d_branch.shape)
+    linear_grad_input(d_raised, parameters["up_w"], _rows(d_normed))
+    d_normed = exchange.enter_grad(d_normed)
+    d_norm = _normalise_grad(parameters["norm_2_scale"], kept.norm, d_normed)
+    return d_normed, Later(_rows(d_branch), d_raised, d_norm)
+
+
+# ---------------------------------------------------------------- both
+
+
+def block(
+    parameters,
+    x,
+    heads,
+    out=None,
+    memory=None,
+    exchange=ALONE,
+    cache=None,
+    keep_weights=True,
+):
+    """One block: `attend`, then `perceive`.
+
+    Parameters, results and errors are those of `attend`, with a `BlockKept`.
 
     Examples
     --------
@@ -203,159 +402,46 @@ def block(parameters, x, heads, out=None, memory=None, reduce=None, cache=None):
     >>> block_grad(parameters, kept, np.ones((1, 3, 2)), gradient).shape
     (1, 3, 2)
     """
-    _check_vectors(x, parameters["norm_1_scale"])
-    memory, reduce = memory or Memory(x.dtype), reduce or _alone
-    y = _ready_contiguous(out, x.shape, x.dtype)
-    rows, y_rows = x.reshape(-1, x.shape[2]), y.reshape(-1, x.shape[2])
-    branch, *attended = _attend(parameters, rows, x.shape, heads, memory, cache)
-    reduce(branch)
-    branch += parameters["out_b"]
-    np.add(rows, branch, out=y_rows)
-    branch, *perceived = _perceive(parameters, y_rows, memory)
-    reduce(branch)
-    branch += parameters["down_b"]
-    y_rows += branch
-    return y, BlockKept(x.shape, heads, *attended, *perceived)
+    memory = memory or Memory(x.dtype)
+    y, attended = attend(parameters, x, heads, out, memory, exchange, cache, keep_weights)
+    y, perceived = perceive(parameters, y, y, memory, exchange)
+    return y, BlockKept(attended, perceived)
 
 
-def block_grad(parameters, kept, dy, gradient_out, out=None, memory=None, reduce=None):
-    """The gradient of `block`: that by its input, and in ``gradient_out`` that by its parameters.
-
-    Parameters
-    ----------
-    parameters : dict
-        What `block` was given.
-    kept : BlockKept
-        What `block` gave.
-    dy : array of shape (batch, length, width)
-        Gradient of the loss by the output.
-    gradient_out : dict
-        Arrays of the names and shapes of the parameters, to write into.
-    out : array of the shape of ``dy``, optional
-        Where to write the result; may be ``dy`` itself.
-    memory : Memory, optional
-        To work in; all blocks can share it.
-    reduce : function, optional
-        As for `block`.
-
-    Returns
-    -------
-    dx : array of the shape of ``dy``
-
-    Raises
-    ------
-    ValueError, TypeError
-        If shapes do not fit or dtypes differ.
-
-    Examples
-    --------
-    See `block`.
-    """
-    if dy.shape != kept.shape:
-        raise ValueError(f"dy has shape {dy.shape}: the block was given {kept.shape}.")
-    memory, reduce = memory or Memory(dy.dtype), reduce or _alone
-    dx = _ready_contiguous(out, dy.shape, dy.dtype)
-    rows, dx_rows = dy.reshape(-1, dy.shape[2]), dx.reshape(-1, dy.shape[2])
-    branch = _perceive_grad(parameters, kept, rows, gradient_out, memory)
-    reduce(branch)
-    _normalise_grad("2", parameters, kept.norm_2, branch, gradient_out)
-    np.add(rows, branch, out=dx_rows)
-    branch = _attend_grad(parameters, kept, dx_rows, gradient_out, memory)
-    reduce(branch)
-    _normalise_grad("1", parameters, kept.norm_1, branch, gradient_out)
-    dx_rows += branch
-    return dx
-
-
-def head_loss(parameters, table, x, targets, divisor=None, memory=None):
-    """The last stage: the final norm, scores by the table of tokens, and the cross-entropy.
-
-    Parameters
-    ----------
-    parameters : dict
-        ``scale`` and ``shift`` of the final norm, of shape (width,).
-    table : array of shape (vocabulary, width)
-        The table of tokens, which is tied to the output.
-    x : array of shape (batch, length, width)
-    targets : integer array of shape (batch, length)
-        The token that comes next, or -1 where none is asked for.
-    divisor : number, optional
-        As for `helpers.nn.cross_entropy`.
-    memory : Memory, optional
-        Where what is kept lies.
-
-    Returns
-    -------
-    loss : float
-    kept : HeadKept
-        What `head_loss_grad` needs.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If shapes do not fit, dtypes differ, or a target is no token.
+def block_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
+    """The gradient of `block` by its input; all is as for `attend_grad_input`.
 
     Examples
     --------
     >>> import numpy as np
-    >>> norm = {"scale": np.ones(2), "shift": np.zeros(2)}
-    >>> table, gradient = np.zeros((5, 2)), np.empty((5, 2))
-    >>> loss, kept = head_loss(norm, table, np.ones((1, 3, 2)), np.array([[0, 4, -1]]))
-    >>> round(loss, 3)
-    1.609
-    >>> norm_gradient = {"scale": np.empty(2), "shift": np.empty(2)}
-    >>> head_loss_grad(norm, table, kept, norm_gradient, gradient).shape
-    (1, 3, 2)
+    >>> from helpers.nn import GPT
+    >>> gpt = GPT(vocabulary=5, context=4, width=2, heads=1, layers=1)
+    >>> parameters, x = gpt.views(gpt.initialise(seed=0))[1], np.ones((1, 3, 2))
+    >>> y, kept = block(parameters, x, heads=1)
+    >>> dx, later = block_grad_input(parameters, kept, np.ones((1, 3, 2)))
+    >>> gradient = {name: np.empty_like(array) for name, array in parameters.items()}
+    >>> block_grad_weights(kept, later, gradient)
+    >>> gradient["down_b"].tolist()
+    [3.0, 3.0]
     """
-    _check_vectors(x, parameters["scale"])
-    targets = np.asarray(targets)
-    if targets.shape != x.shape[:2]:
-        raise ValueError(f"targets have shape {targets.shape}: they need that of the text.")
-    memory = memory or Memory(x.dtype)
-    z, norm, normed = head_scores(parameters, table, x, memory)
-    loss, dz = cross_entropy(z, targets.ravel(), divisor, out=z)
-    return loss, HeadKept(x.shape, norm, normed, dz)
+    memory = memory or Memory(dy.dtype)
+    middle = memory.take("d_middle", dy.shape)
+    middle, perceived = perceive_grad_input(parameters, kept.perceive, dy, middle, memory, exchange)
+    dx, attended = attend_grad_input(parameters, kept.attend, middle, out, memory, exchange)
+    return dx, (attended, perceived)
 
 
-def head_loss_grad(parameters, table, kept, gradient_out, table_out, out=None):
-    """The gradient of `head_loss`: that by its input, and by its parameters in the given arrays.
+def block_grad_weights(kept, later, gradient_out):
+    """The gradient of `block` by its parameters; all is as for `attend_grad_weights`."""
+    attend_grad_weights(kept.attend, later[0], gradient_out)
+    perceive_grad_weights(kept.perceive, later[1], gradient_out)
 
-    Parameters
-    ----------
-    parameters : dict
-    table : array of shape (vocabulary, width)
-        What `head_loss` was given.
-    kept : HeadKept
-        What `head_loss` gave.
-    gradient_out : dict
-        Arrays ``scale`` and ``shift``, to write into.
-    table_out : array of the shape of ``table``
-        Where to write the output's part of the table's gradient.
-    out : array of shape (batch, length, width), optional
-        Where to write the result.
 
-    Returns
-    -------
-    dx : array of shape (batch, length, width)
-
-    Raises
-    ------
-    ValueError, TypeError
-        If shapes do not fit or dtypes differ.
-
-    Examples
-    --------
-    See `head_loss`.
-    """
-    check_dtypes(table=table, dz=kept.dz)
-    dx = _ready_contiguous(out, kept.shape, table.dtype)
-    rows = dx.reshape(-1, kept.shape[2])
-    np.matmul(kept.dz.T, kept.normed, out=ready(table_out, table.shape, table.dtype, "table_out"))
-    np.matmul(kept.dz, table, out=rows)
-    layer_norm_grad(
-        rows, parameters["scale"], kept.norm, gradient_out["scale"], gradient_out["shift"], rows
-    )
-    return dx
+def block_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):
+    """Both gradients of `block`; all is as for `attend_grad`."""
+    memory = memory or Memory(dy.dtype)
+    dx = perceive_grad(parameters, kept.perceive, dy, gradient_out, out, memory, exchange)
+    return attend_grad(parameters, kept.attend, dx, gradient_out, dx, memory, exchange)
 
 
 def block_shapes(width, inner=None, columns=None):
@@ -433,90 +519,26 @@ def named_views(flat, shapes):
     return {name: flat[start:stop].reshape(shape) for start, stop, (name, shape) in bounds}
 
 
-# ---------------------------------------------------------------- parts of a block
+# ---------------------------------------------------------------- small parts
 
 
-def _attend(parameters, rows, shape, heads, memory, cache):
-    """What attention adds (without its bias, which comes after the sum over ranks)."""
-    norm, normed = _normalise("1", parameters, rows, memory)
-    qkv_w, out_w = parameters["qkv_w"], parameters["out_w"]
-    qkv = memory.take("qkv", (len(rows), qkv_w.shape[1]))
-    linear(normed, qkv_w, parameters["qkv_b"], out=qkv)
-    q, k, v = _split(qkv, shape, heads)
-    if cache is not None:
-        k, v = cache.append(k, v)
-    weights = memory.take("weights", (shape[0], heads, shape[1], k.shape[1]))
-    mixed = memory.take("mixed", (len(rows), qkv.shape[1] // 3))
-    attention(q, k, v, mixed.reshape(q.shape), weights)
-    branch = np.matmul(mixed, out_w, out=memory.take("branch", rows.shape))
-    return branch, norm, normed, qkv, mixed, weights
-
-
-def _attend_grad(parameters, kept, dy, gradient_out, memory):
-    """The gradient of `_attend` by the output of its layer norm."""
-    linear_grad_weights(dy, kept.mixed, gradient_out["out_w"], gradient_out["out_b"])
-    d_mixed = memory.take("d_mixed", kept.mixed.shape)
-    linear_grad_input(dy, parameters["out_w"], d_mixed)
-    d_qkv = memory.take("d_qkv", kept.qkv.shape)
-    q, k, v = _split(kept.qkv, kept.shape, kept.heads)
-    d_y, y = d_mixed.reshape(q.shape), kept.mixed.reshape(q.shape)
-    attention_grad(d_y, q, k, v, y, kept.weights, *_split(d_qkv, kept.shape, kept.heads))
-    linear_grad_weights(d_qkv, kept.normed_1, gradient_out["qkv_w"], gradient_out["qkv_b"])
-    return linear_grad_input(d_qkv, parameters["qkv_w"], memory.take("d_normed", dy.shape))
-
-
-def _perceive(parameters, rows, memory):
-    """What the perceptron adds (without its last bias, which comes after the sum over ranks)."""
-    norm, normed = _normalise("2", parameters, rows, memory)
-    raised = memory.take("slope", (len(rows), parameters["up_w"].shape[1]))
-    linear(normed, parameters["up_w"], parameters["up_b"], out=raised)
-    # The derivative takes the place of the input, which nothing needs any more.
-    active = gelu(raised, out=memory.take("active", raised.shape), slope=raised)
-    branch = np.matmul(active, parameters["down_w"], out=memory.take("branch", rows.shape))
-    return branch, norm, normed, raised, active
-
-
-def _perceive_grad(parameters, kept, dy, gradient_out, memory):
-    """The gradient of `_perceive` by the output of its layer norm."""
-    linear_grad_weights(dy, kept.active, gradient_out["down_w"], gradient_out["down_b"])
-    d_active = memory.take("d_active", kept.active.shape)
-    linear_grad_input(dy, parameters["down_w"], d_active)
-    d_raised = gelu_grad(d_active, kept.slope, out=d_active)
-    linear_grad_weights(d_raised, kept.normed_2, gradient_out["up_w"], gradient_out["up_b"])
-    return linear_grad_input(d_raised, parameters["up_w"], memory.take("d_normed", dy.shape))
-
-
-def _normalise(number, parameters, rows, memory):
+def _normalise(number, parameters, x, memory):
     """One of the two layer norms of a block: what it keeps, and its output."""
     scale, shift = parameters[f"norm_{number}_scale"], parameters[f"norm_{number}_shift"]
-    out = memory.take(f"normed_{number}", rows.shape)
-    _, kept = layer_norm(rows, scale, shift, out, memory.take(f"norm_{number}", rows.shape))
+    out, rows = memory.take(f"normed_{number}", x.shape), _rows(x)
+    _, kept = layer_norm(rows, scale, shift, _rows(out), memory.take(f"norm_{number}", rows.shape))
     return kept, out
 
 
-def _normalise_grad(number, parameters, kept, dy, gradient_out):
-    """Its gradient; that by its input takes the place of ``dy``."""
-    scale, shift = f"norm_{number}_scale", f"norm_{number}_shift"
-    layer_norm_grad(dy, parameters[scale], kept, gradient_out[scale], gradient_out[shift], dx=dy)
+def _normalise_grad(scale, kept, dy):
+    """Its gradients by scale and shift; that by its input takes the place of ``dy``."""
+    dscale, dshift, _ = layer_norm_grad(_rows(dy), scale, kept, dx=_rows(dy))
+    return dscale, dshift
 
 
-def head_scores(parameters, table, x, memory):
-    """The final norm and the scores by the table."""
-    rows = x.reshape(-1, x.shape[2])
-    check_dtypes(x=x, table=table)
-    if table.ndim != 2 or table.shape[1] != x.shape[2]:
-        raise ValueError(
-            f"table has shape {table.shape} and x {x.shape}: both need the same width."
-        )
-    normed, norm = layer_norm(
-        rows,
-        parameters["scale"],
-        parameters["shift"],
-        memory.take("normed", rows.shape),
-        memory.take("norm", rows.shape),
-    )
-    z = memory.take("z", (len(rows), len(table)))
-    return np.matmul(normed, table.T, out=z), norm, normed
+def _rows(x):
+    """An array of (batch, length, width) with one row a position."""
+    return x.reshape(-1, x.shape[2])
 
 
 def _split(qkv, shape, heads):
@@ -528,7 +550,8 @@ def _split(qkv, shape, heads):
     return parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
 
 
-def _check_vectors(x, scale):
+def check_vectors(x, scale):
+    """Refuse what is not one contiguous array of vectors of the width of ``scale``."""
     check_dtypes(x=x, scale=scale)
     if x.ndim != 3 or x.shape[2:] != scale.shape or not x.flags.c_contiguous:
         raise ValueError(
@@ -536,7 +559,7 @@ def _check_vectors(x, scale):
         )
 
 
-def _ready_contiguous(out, shape, dtype):
+def ready_contiguous(out, shape, dtype):
     """As `ready`, for an array whose rows are written through a reshaped view."""
     out = ready(out, shape, dtype)
     if not out.flags.c_contiguous:
@@ -544,5 +567,6 @@ def _ready_contiguous(out, shape, dtype):
     return out
 
 
-def _alone(branch):
-    """The sum over ranks, where there is one."""
+def _check_gradient(dy, shape):
+    if dy.shape != shape:
+        raise ValueError(f"dy has shape {dy.shape}: the block was given {shape}.")

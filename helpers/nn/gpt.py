@@ -14,18 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from helpers.nn.blocks import (
-    Memory,
-    block,
-    block_grad,
-    block_shapes,
-    embed,
-    embed_grad,
-    head_loss,
-    head_loss_grad,
-    head_scores,
-    named_views,
-)
+from helpers.nn.blocks import Memory, block, block_grad, block_shapes, named_views
+from helpers.nn.ends import embed, embed_grad, head_loss, head_loss_grad, head_scores
 from helpers.nn.layers import check_dtypes, ready
 from helpers.nn.tokens import check_tokens
 
@@ -248,8 +238,9 @@ class GPT:
 
     def workspace(self, dtype=np.float64):
         """Memory for batches of any shape, see `GPTWorkspace`; the first pass fills it."""
-        layers = tuple(Memory(dtype) for _ in range(self.layers + 2))
-        return GPTWorkspace(layers, Memory(dtype))
+        scratch = Memory(dtype)
+        layers = tuple(Memory(dtype, scratch) for _ in range(self.layers + 2))
+        return GPTWorkspace(layers, scratch)
 
     def cache(self, batch, dtype=np.float64):
         """Empty memory for the keys and values of some texts: one `KeyValueCache` a block."""

@@ -257,22 +257,27 @@ def attention(q, k, v, out=None, weights=None):
     ([2.0, 3.0], [[1.0, 0.0], [0.5, 0.5]])
     """
     check_dtypes(q=q, k=k, v=v)
-    batch, queries, heads, size = _attention_shape(q, k, v)
+    batch, queries, heads, _ = _attention_shape(q, k, v)
     out = ready(out, q.shape, q.dtype)
     shape = (batch, heads, queries, k.shape[1])
     weights = ready(weights, shape, q.dtype, "weights")
-    later, ones = _later(queries, k.shape[1], q.dtype), np.ones((k.shape[1], 1), q.dtype)
     # The heads come before the positions, as views: matmul multiplies them where they lie.
     q, k, v, y = (array.swapaxes(1, 2) for array in (q, k, v, out))
     for rows in _chunks(weights):
-        part = np.matmul(q[rows], k[rows].swapaxes(2, 3), out=weights[rows])
-        part *= 1 / math.sqrt(size)
-        part += later
-        part -= part.max(axis=3, keepdims=True)
-        np.exp(part, out=part)
-        part /= (part.reshape(-1, len(ones)) @ ones).reshape(*part.shape[:3], 1)
+        part = _softmax_of_scores(q[rows], k[rows], weights[rows])
         np.matmul(part, v[rows], out=y[rows])
     return out, weights
+
+
+def attention_weights(q, k, out=None):
+    """The weights of `attention` alone; arguments, result and errors are as there."""
+    check_dtypes(q=q, k=k)
+    batch, queries, heads, _ = _attention_shape(q, k, k)
+    out = ready(out, (batch, heads, queries, k.shape[1]), q.dtype, "weights")
+    q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+    for rows in _chunks(out):
+        _softmax_of_scores(q[rows], k[rows], out[rows])
+    return out
 
 
 def attention_grad(dy, q, k, v, y, weights, dq=None, dk=None, dv=None):
@@ -347,6 +352,18 @@ def _chunks(array):
     """Slices of the first axis, each of about as many numbers as stay in the cache."""
     step = max(1, CHUNK * len(array) // max(1, array.size))
     return (slice(start, start + step) for start in range(0, len(array), step))
+
+
+def _softmax_of_scores(q, k, out):
+    """Weights of some sequences, all arrays with the heads before the positions."""
+    later, ones = _later(q.shape[2], k.shape[2], q.dtype), np.ones((k.shape[2], 1), q.dtype)
+    np.matmul(q, k.swapaxes(2, 3), out=out)
+    out *= 1 / math.sqrt(q.shape[3])
+    out += later
+    out -= out.max(axis=3, keepdims=True)
+    np.exp(out, out=out)
+    out /= (out.reshape(-1, len(ones)) @ ones).reshape(*out.shape[:3], 1)
+    return out
 
 
 def _write_slope(square, half, y, slope):
