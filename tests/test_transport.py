@@ -490,3 +490,94 @@ def test_no_descriptor_is_left_by_runs_that_end_in_any_way():
         assert sorted(os.listdir("/proc/self/fd")) == before
     finally:
         gc.enable()
+
+
+# ---------------------------------------------------------------- what is posted
+
+
+TRANSPORTS = {"process": (None, None), "shared": (2, None), "tcp": (2, "tcp")}
+
+
+def post_both_ways(rank, count, size, room=None):
+    """Both ranks post all before either receives; then a collective on the same channels."""
+    group, other = rank.data, 1 - rank.data.rank
+    for number in range(count):
+        group.post(np.full(size, number + 10.0 * group.rank), other, f"number {number}", room)
+    found = [float(group.receive(other, what=f"number {n}").sum()) for n in range(count)]
+    return (
+        found,
+        float(all_reduce(group, np.ones(3))[0]),
+        [float(x[0]) for x in all_gathered(group)],
+    )
+
+
+def all_gathered(group):
+    return all_gather(group, np.full((1, 2), float(group.rank)))
+
+
+@pytest.mark.parametrize("how", TRANSPORTS)
+@pytest.mark.parametrize("size", [3, 300_000])
+@pytest.mark.parametrize("room", [None, 8_000_000])
+def test_what_is_posted_both_ways_arrives_in_order(client, how, size, room):
+    workers, kind = TRANSPORTS[how]
+    given_to = post_both_ways, 6, size, room
+    client = client if workers else None
+    results = spmd.run(client, Mesh(data=2), *given_to, transport=kind).results
+    for rank, (found, total, gathered) in enumerate(results):
+        assert found == [size * (number + 10.0 * (1 - rank)) for number in range(6)]
+        assert total == 2 and gathered == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("how", TRANSPORTS)
+def test_a_program_that_ends_after_posting_has_sent_all(client, how):
+    workers, kind = TRANSPORTS[how]
+
+    def program(rank):
+        if rank.index == 0:
+            for number in range(4):
+                rank.data.post(np.full(400_000, float(number)), 1)
+            return None
+        time.sleep(0.3)
+        return [float(rank.data.receive(0)[-1]) for _ in range(4)]
+
+    client = client if workers else None
+    run = spmd.run(client, Mesh(data=2), program, transport=kind)
+    assert run.results[1] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_meeting_waits_for_what_was_posted_to_that_rank(client):
+    """The second all-reduce takes the quick way, which must not overtake a posted message."""
+
+    def program(rank):
+        shared, group = rank.zeros(1000), rank.data
+        shared[:] = rank.index + 1
+        totals = [float(all_reduce(group, shared)[0])]
+        if rank.index == 0:
+            group.post(np.full(500_000, 7.0), 1, "late")
+        else:
+            time.sleep(0.2)
+            totals.append(float(group.receive(0, what="late")[-1]))
+        totals.append(float(all_reduce(group, shared)[0]))
+        return totals
+
+    assert spmd.run(client, Mesh(data=2), program).results == [[3.0, 3.0], [3.0, 7.0, 3.0]]
+
+
+def test_what_is_posted_and_not_received_fails_the_run(client):
+    def program(rank):
+        if rank.index == 0:
+            rank.data.post(np.ones(3), 1, "a letter")
+
+    with pytest.raises(RankError, match="a letter"):
+        spmd.run(client, Mesh(data=2), program)
+
+
+def test_posting_to_a_rank_that_has_gone_fails(client):
+    def program(rank):
+        if rank.index == 0:
+            time.sleep(0.3)
+            for _ in range(8):
+                rank.data.post(np.ones(500_000), 1, "too late")
+
+    with pytest.raises(RankError):
+        spmd.run(client, Mesh(data=2), program, patience=2)

@@ -122,7 +122,7 @@ class Incoming:
 # ---------------------------------------------------------------- two threads of one process
 
 
-@dataclass
+@dataclass(eq=False)
 class LocalChannel:
     """From one thread to another: a queue of arrays.
 
@@ -148,6 +148,9 @@ class LocalChannel:
         self.put(Label.of(what, array), array.copy())
         return
         yield
+
+    def make_room(self, nbytes: int) -> None:
+        """Nothing to do: there is always room."""
 
     def receiving(self, incoming: Incoming):
         """Wait for the next array."""
@@ -187,7 +190,7 @@ class Sender:
     sock : socket.socket
         Connected and authenticated.
     open_window : callable, optional
-        Returns (number, memory) of a shared segment of `SLOTS` slots, or None where there is
+        Returns (number, memory) of a shared segment of so many bytes, or None where there is
         no room; then, and without it, all bytes go through the socket.
     """
 
@@ -197,7 +200,12 @@ class Sender:
         self._open_window = open_window
         self._window = None
         self._piece = 0  # pieces written so far
-        self._credit = SLOTS  # slots that are free
+        self._credit = self._slots = SLOTS  # slots that are free, and all slots
+
+    def make_room(self, nbytes: int) -> None:
+        """Let so many bytes be on their way, if the window has not been opened yet."""
+        if self._open_window is not None:
+            self._credit = self._slots = max(SLOTS, -(-nbytes // SLOT_BYTES))
 
     def sending(self, what: str, array: np.ndarray):
         """Send one array; ends when the array may be used again."""
@@ -231,24 +239,24 @@ class Sender:
 
     def _find_window(self):
         if self._window is None and self._open_window is not None:
-            self._window = self._open_window(SLOTS * SLOT_BYTES)
+            self._window = self._open_window(self._slots * SLOT_BYTES)
             self._open_window = None  # asked once: where there is no room now, there will be none
         return self._window
 
     def _through_window(self, payload):
-        slots = self._window[1].reshape(SLOTS, SLOT_BYTES)
+        slots = self._window[1].reshape(self._slots, SLOT_BYTES)
         for start in range(0, payload.size, SLOT_BYTES):
             while not self._credit:
                 yield from self._collect_credit()
             piece = payload[start : start + SLOT_BYTES]
-            slots[self._piece % SLOTS, : piece.size] = piece
+            slots[self._piece % self._slots, : piece.size] = piece
             self._piece += 1
             self._credit -= 1
             yield from self._write(b"+")
 
     def _collect_credit(self):
         try:
-            credit = len(self._sock.recv(SLOTS))
+            credit = len(self._sock.recv(self._slots))
         except _BLOCKED:
             yield self._fd, READ
             return
@@ -369,11 +377,11 @@ class Receiver:
 
     def _through_window(self, number, nbytes, incoming, array):
         if self._window is None:
-            self._window = self._attach(number).reshape(SLOTS, SLOT_BYTES)
+            self._window = self._attach(number).reshape(-1, SLOT_BYTES)
         for start in range(0, nbytes, SLOT_BYTES):
             yield from self._read(1)
             size = min(SLOT_BYTES, nbytes - start)
-            incoming.take(array, start, self._window[self._piece % SLOTS, :size])
+            incoming.take(array, start, self._window[self._piece % len(self._window), :size])
             self._piece += 1
             with suppress(OSError):  # the sender may have ended after its last piece
                 self._sock.send(b"-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 
@@ -14,6 +15,7 @@ from helpers.engine.events import Event
 
 LONGEST_SLEEP = 60.0
 """Seconds."""
+_SENT = object()
 
 
 class Port:
@@ -56,6 +58,7 @@ class Port:
         self._rope.setblocking(False)
         self._rung = False
         self._heard = 0.0  # when something last came from those that this port waits for
+        self._posted = {}  # channel -> sendings that go on while this rank computes or waits
         self._poll = select.poll()
         self._poll.register(self._bell, READ)
 
@@ -87,6 +90,38 @@ class Port:
                 f"{doing}: impossible after {self._broken} has failed on this rank."
             )
 
+    def post(self, channel, sending: Generator) -> None:
+        """Send as much as goes at once; the rest goes on whenever this port waits or posts."""
+        self._posted.setdefault(channel, deque()).append(sending)
+        self._carry_on()
+
+    def posted(self, channel) -> bool:
+        """True while something that was posted on a channel has not been sent."""
+        return channel in self._posted
+
+    def settle(self, doing: str, *channels) -> None:
+        """Wait until what was posted has been sent: all of it, or what was on some channels."""
+        if self._posted:
+            self.complete(doing, self._sent(channels), name="send")
+
+    def _sent(self, channels):
+        while any(map(self.posted, channels or self._posted)):
+            yield None
+
+    def _carry_on(self):
+        """Send what can be sent now of what was posted; returns what the rest waits for."""
+        wishes = []
+        for channel, sendings in list(self._posted.items()):
+            while sendings:
+                wish = next(sendings[0], _SENT)
+                if wish is not _SENT:
+                    wishes.append(wish)
+                    break
+                sendings.popleft()
+            if not sendings:
+                del self._posted[channel]
+        return wishes
+
     def complete(self, doing: str, *operations: Generator, name: str = "", nbytes: int = 0) -> list:
         """Carry several sendings and receivings on until all are complete.
 
@@ -111,7 +146,7 @@ class Port:
         began = self._heard = time.monotonic()
         try:
             while True:
-                wishes = []
+                wishes = self._carry_on() if self._posted else []
                 for number in list(pending):
                     try:
                         wishes.append(next(pending[number]))

@@ -189,7 +189,8 @@ class Rank:
         return next((port.doing for port in self._ports.values() if port.doing), None)
 
     def finish_background(self) -> None:
-        """Carry out what the program has started in the background and not waited for."""
+        """Carry out what the program has posted or started in the background and not waited for."""
+        self._ports[PROGRAM].settle("sending what was posted")
         if self._executor is not None:
             self._executor.shutdown(wait=True)
         for number in sorted(self._failed):
@@ -316,6 +317,30 @@ class Group:
         doing = f"{what}: send to rank {self._member(to)}"
         self._complete("send", doing, [self._sending(array, to, what)])
 
+    def post(self, array, to: int, what: str = "a message", room: int | None = None) -> None:
+        """Send an array without waiting until it has gone.
+
+        What does not go at once goes on whenever this rank posts or waits for something, in the
+        order of posting. Leave the array alone until then: a program that makes a new array for
+        each message is right. The run ends only when all has been sent.
+
+        Parameters
+        ----------
+        array, to
+            As in `send`.
+        room : int, optional
+            Bytes that may be on their way to that rank. Counts if this is the first message there
+            that goes through shared memory. Default: 1 MiB.
+        """
+        array = sendable(array)
+        channel, port = self.owner.channel(self._member(to), self.lane), self.owner.port(self.lane)
+        port.check_whole(what)
+        start = time.monotonic()
+        if room is not None:
+            channel.make_room(room)
+        port.post(channel, channel.sending(what, array))
+        port.note("send", start, time.monotonic(), array.nbytes)
+
     def receive(self, source: int, out=None, what: str = "a message") -> np.ndarray:
         """Receive the next array from a rank, in the order in which it sent them.
 
@@ -389,6 +414,7 @@ class Group:
         """
         port = self.owner.port(self.lane)
         port.check_whole(what)
+        port.settle(what, *(channel for channel, _ in known.sendings))
         began, unsent, late = time.monotonic(), [], []
         for channel, message in known.sendings:
             if rest := channel.post(message):
@@ -406,9 +432,8 @@ class Group:
         return known.values if all(map(operator.is_, values, known.values)) else values
 
     def _posting(self, what, array, to):
-        member = self._member(to)
-        channel = self.owner.channel(member, self.lane)
-        if self._endpoint.here(member):
+        channel = yield from self._channel_to(to)
+        if self._endpoint.here(self._member(to)):
             yield from channel.sending(what, array)
         else:
             yield from channel.posting(self._packed(what, array))
@@ -423,8 +448,15 @@ class Group:
 
     def _sending(self, array, to, what):
         # Inside a generator, so that an error on the way gets this exchange's name.
-        channel = self.owner.channel(self._member(to), self.lane)
+        channel = yield from self._channel_to(to)
         yield from channel.sending(what, array)
+
+    def _channel_to(self, to):
+        """The channel to a member, once all that was posted on it has been sent."""
+        channel = self.owner.channel(self._member(to), self.lane)
+        while self.owner.port(self.lane).posted(channel):
+            yield None
+        return channel
 
     def _receiving(self, source, out, what, combine=None):
         into = out
@@ -556,9 +588,8 @@ class Group:
         return views
 
     def _showing(self, what, array, place, to):
-        member = self._member(to)
-        channel = self.owner.channel(member, self.lane)
-        if self._endpoint.here(member):
+        channel = yield from self._channel_to(to)
+        if self._endpoint.here(self._member(to)):
             channel.put(Label(what, None, ()), array)
         else:
             yield from channel.posting(self._packed(what, np.array(place, np.int64)))

@@ -23,7 +23,14 @@ from helpers.nn.blocks import (
     perceive_grad_input,
     perceive_grad_weights,
 )
-from helpers.nn.ends import embed, embed_grad, head_loss, head_loss_grad
+from helpers.nn.ends import (
+    embed,
+    embed_grad,
+    head_loss,
+    head_loss_grad,
+    head_loss_grad_input,
+    head_loss_grad_weights,
+)
 from helpers.nn.generate import generate
 from helpers.nn.gpt import GPT, GPTWorkspace, KeyValueCache
 from helpers.nn.layers import (
@@ -36,6 +43,7 @@ from helpers.nn.layers import (
 )
 from helpers.nn.losses import logistic_loss, softmax_loss, squared_loss
 from helpers.nn.mlp import MLP, Workspace
+from helpers.nn.network import Network
 from helpers.nn.optimisers import SGD, Adam, clip_by_global_norm, state_bytes
 from helpers.nn.tokens import cross_entropy, embedding, embedding_grad
 from helpers.nn.transformer import (
@@ -58,6 +66,7 @@ __all__ = [
     "GPTWorkspace",
     "KeyValueCache",
     "Memory",
+    "Network",
     "Workspace",
     "attend",
     "attend_grad",
@@ -82,6 +91,8 @@ __all__ = [
     "generate",
     "head_loss",
     "head_loss_grad",
+    "head_loss_grad_input",
+    "head_loss_grad_weights",
     "layer_norm",
     "layer_norm_grad",
     "linear",

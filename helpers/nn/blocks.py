@@ -104,7 +104,7 @@ ALONE = Alone()
 class AttendKept(NamedTuple):
     """What `attend_grad` needs of the forward pass; arrays of one row a position, but weights.
 
-    ``weights`` is None where they are computed again.
+    ``normed`` has three axes. ``weights`` is None where they are computed again.
     """
 
     shape: tuple
@@ -117,7 +117,10 @@ class AttendKept(NamedTuple):
 
 
 class PerceiveKept(NamedTuple):
-    """What `perceive_grad` needs of the forward pass; arrays of one row a position."""
+    """What `perceive_grad` needs of the forward pass; arrays of one row a position.
+
+    ``normed`` has three axes.
+    """
 
     shape: tuple
     norm: tuple
@@ -138,6 +141,9 @@ class Later(NamedTuple):
 
     Attributes
     ----------
+    entered : array of shape (positions, width)
+        What the matrix that is cut by columns was given. Of ranks that share the positions none
+        keeps it all: it is gathered again (Korthikanti et al. 2022, section 4.2.2).
     d_branch : array of shape (positions, width)
         Gradient by what the branch gave.
     d_inner : array of shape (positions, columns)
@@ -146,6 +152,7 @@ class Later(NamedTuple):
         Gradients by scale and shift.
     """
 
+    entered: np.ndarray
     d_branch: np.ndarray
     d_inner: np.ndarray
     d_norm: tuple
@@ -203,23 +210,25 @@ def attend(
     check_vectors(x, parameters["norm_1_scale"])
     memory, y = memory or Memory(x.dtype), ready_contiguous(out, x.shape, x.dtype)
     norm, normed = _normalise("1", parameters, x, memory)
-    normed = exchange.enter(normed)
-    rows = _rows(normed)
+    entered = exchange.enter(normed)
+    rows = _rows(entered)
     qkv = memory.take("qkv", (len(rows), parameters["qkv_w"].shape[1]))
     linear(rows, parameters["qkv_w"], parameters["qkv_b"], out=qkv)
-    q, k, v = _split(qkv, normed.shape, heads)
+    q, k, v = _split(qkv, entered.shape, heads)
     if cache is not None:
         k, v = cache.append(k, v)
     mixed = memory.take("mixed", (len(rows), qkv.shape[1] // 3))
     place = memory if keep_weights else memory.scratch
     weights = place.take("weights", (q.shape[0], heads, q.shape[1], k.shape[1]))
     attention(q, k, v, mixed.reshape(q.shape), weights)
-    branch = memory.scratch.take("branch", normed.shape)
+    branch = memory.scratch.take("branch", entered.shape)
     np.matmul(mixed, parameters["out_w"], out=_rows(branch))
     branch = exchange.leave(branch)
     branch += parameters["out_b"]
     np.add(x, branch, out=y)
-    return y, AttendKept(x.shape, heads, norm, rows, qkv, mixed, weights if keep_weights else None)
+    return y, AttendKept(
+        x.shape, heads, norm, normed, qkv, mixed, weights if keep_weights else None
+    )
 
 
 def attend_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
@@ -260,7 +269,7 @@ def attend_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALON
     return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
 
 
-def attend_grad_weights(kept, later, gradient_out):
+def attend_grad_weights(kept, later, gradient_out, exchange=ALONE):
     """The gradient of `attend` by its parameters, written into ``gradient_out``.
 
     Parameters
@@ -269,13 +278,16 @@ def attend_grad_weights(kept, later, gradient_out):
     later : Later
     gradient_out : dict
         Arrays of the names and shapes of the parameters. Those of the other half are left alone.
+    exchange : Alone
+        As for `attend`. What entered is not kept, but entered again (Korthikanti et al. 2022,
+        section 4.2.2).
 
     Examples
     --------
     See `block_grad_input`.
     """
     linear_grad_weights(later.d_branch, kept.mixed, gradient_out["out_w"], gradient_out["out_b"])
-    linear_grad_weights(later.d_inner, kept.normed, gradient_out["qkv_w"], gradient_out["qkv_b"])
+    linear_grad_weights(later.d_inner, later.entered, gradient_out["qkv_w"], gradient_out["qkv_b"])
     gradient_out["norm_1_scale"][:], gradient_out["norm_1_shift"][:] = later.d_norm
 
 
@@ -287,7 +299,7 @@ def attend_grad(parameters, kept, dy, gradient_out, out=None, memory=None, excha
     """
     memory = memory or Memory(dy.dtype)
     d_in, later = _attend_back(parameters, kept, dy, memory, exchange)
-    attend_grad_weights(kept, later, gradient_out)
+    attend_grad_weights(kept, later, gradient_out, exchange)
     return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
 
 
@@ -310,7 +322,8 @@ def _attend_back(parameters, kept, dy, memory, exchange):
     linear_grad_input(d_qkv, parameters["qkv_w"], _rows(d_normed))
     d_normed = exchange.enter_grad(d_normed)
     d_norm = _normalise_grad(parameters["norm_1_scale"], kept.norm, d_normed)
-    return d_normed, Later(_rows(d_branch), d_qkv, d_norm)
+    entered = exchange.enter(kept.normed)
+    return d_normed, Later(_rows(entered), _rows(d_branch), d_qkv, d_norm)
 
 
 # ---------------------------------------------------------------- the perceptron
@@ -324,18 +337,18 @@ def perceive(parameters, x, out=None, memory=None, exchange=ALONE):
     check_vectors(x, parameters["norm_2_scale"])
     memory, y = memory or Memory(x.dtype), ready_contiguous(out, x.shape, x.dtype)
     norm, normed = _normalise("2", parameters, x, memory)
-    normed = exchange.enter(normed)
-    rows = _rows(normed)
+    entered = exchange.enter(normed)
+    rows = _rows(entered)
     raised = memory.take("slope", (len(rows), parameters["up_w"].shape[1]))
     linear(rows, parameters["up_w"], parameters["up_b"], out=raised)
     # The derivative takes the place of the input, which nothing needs any more.
     active = gelu(raised, out=memory.take("active", raised.shape), slope=raised)
-    branch = memory.scratch.take("branch", normed.shape)
+    branch = memory.scratch.take("branch", entered.shape)
     np.matmul(active, parameters["down_w"], out=_rows(branch))
     branch = exchange.leave(branch)
     branch += parameters["down_b"]
     np.add(x, branch, out=y)
-    return y, PerceiveKept(x.shape, norm, rows, raised, active)
+    return y, PerceiveKept(x.shape, norm, normed, raised, active)
 
 
 def perceive_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
@@ -345,10 +358,10 @@ def perceive_grad_input(parameters, kept, dy, out=None, memory=None, exchange=AL
     return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
 
 
-def perceive_grad_weights(kept, later, gradient_out):
+def perceive_grad_weights(kept, later, gradient_out, exchange=ALONE):
     """The gradient of `perceive` by its parameters; all is as for `attend_grad_weights`."""
     linear_grad_weights(later.d_branch, kept.active, gradient_out["down_w"], gradient_out["down_b"])
-    linear_grad_weights(later.d_inner, kept.normed, gradient_out["up_w"], gradient_out["up_b"])
+    linear_grad_weights(later.d_inner, later.entered, gradient_out["up_w"], gradient_out["up_b"])
     gradient_out["norm_2_scale"][:], gradient_out["norm_2_shift"][:] = later.d_norm
 
 
@@ -356,7 +369,7 @@ def perceive_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exc
     """Both gradients of `perceive`; all is as for `attend_grad`."""
     memory = memory or Memory(dy.dtype)
     d_in, later = _perceive_back(parameters, kept, dy, memory, exchange)
-    perceive_grad_weights(kept, later, gradient_out)
+    perceive_grad_weights(kept, later, gradient_out, exchange)
     return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
 
 
@@ -371,7 +384,8 @@ def _perceive_back(parameters, kept, dy, memory, exchange):
     linear_grad_input(d_raised, parameters["up_w"], _rows(d_normed))
     d_normed = exchange.enter_grad(d_normed)
     d_norm = _normalise_grad(parameters["norm_2_scale"], kept.norm, d_normed)
-    return d_normed, Later(_rows(d_branch), d_raised, d_norm)
+    entered = exchange.enter(kept.normed)
+    return d_normed, Later(_rows(entered), _rows(d_branch), d_raised, d_norm)
 
 
 # ---------------------------------------------------------------- both
@@ -431,10 +445,10 @@ def block_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE
     return dx, (attended, perceived)
 
 
-def block_grad_weights(kept, later, gradient_out):
+def block_grad_weights(kept, later, gradient_out, exchange=ALONE):
     """The gradient of `block` by its parameters; all is as for `attend_grad_weights`."""
-    attend_grad_weights(kept.attend, later[0], gradient_out)
-    perceive_grad_weights(kept.perceive, later[1], gradient_out)
+    attend_grad_weights(kept.attend, later[0], gradient_out, exchange)
+    perceive_grad_weights(kept.perceive, later[1], gradient_out, exchange)
 
 
 def block_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):

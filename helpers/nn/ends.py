@@ -168,15 +168,33 @@ def head_loss_grad(parameters, table, kept, gradient_out, table_out, out=None):
     --------
     See `head_loss`.
     """
+    dx, d_norm = head_loss_grad_input(parameters, table, kept, out)
+    head_loss_grad_weights(kept, d_norm, gradient_out, table_out)
+    return dx
+
+
+def head_loss_grad_input(parameters, table, kept, out=None):
+    """The half of `head_loss_grad` for which the last block waits.
+
+    Returns
+    -------
+    dx : array of shape (batch, length, width)
+    d_norm : (array, array)
+        For `head_loss_grad_weights`: the gradients by scale and shift.
+    """
     check_dtypes(table=table, dz=kept.dz)
     dx = ready_contiguous(out, kept.shape, table.dtype)
     rows = dx.reshape(-1, kept.shape[2])
-    np.matmul(kept.dz.T, kept.normed, out=ready(table_out, table.shape, table.dtype, "table_out"))
     np.matmul(kept.dz, table, out=rows)
-    layer_norm_grad(
-        rows, parameters["scale"], kept.norm, gradient_out["scale"], gradient_out["shift"], rows
-    )
-    return dx
+    dscale, dshift, _ = layer_norm_grad(rows, parameters["scale"], kept.norm, dx=rows)
+    return dx, (dscale, dshift)
+
+
+def head_loss_grad_weights(kept, d_norm, gradient_out, table_out):
+    """The half of `head_loss_grad` for which nobody waits."""
+    shape = kept.dz.shape[1], kept.normed.shape[1]
+    np.matmul(kept.dz.T, kept.normed, out=ready(table_out, shape, kept.dz.dtype, "table_out"))
+    gradient_out["scale"][:], gradient_out["shift"][:] = d_norm
 
 
 def head_scores(parameters, table, x, memory):

@@ -58,28 +58,41 @@ def generate(gpt, parameters, prompt, steps, temperature=1.0, seed=0, first=0, c
     """
     prompt = check_tokens(prompt, gpt.vocabulary)
     batch, length = prompt.shape
-    _check_request(gpt, length, steps, temperature)
+    check_request(gpt, length, steps, temperature)
     # The dtype of the prompt may be too narrow for other tokens.
     text = np.empty((batch, length + steps), np.int64)
     text[:, :length] = prompt
-    random = _random_numbers(batch, steps, seed, first)
+    random = random_numbers(batch, steps, seed, first)
     cache = gpt.cache(batch, parameters.dtype) if cached else None
     read = 0
     for at in range(length, length + steps):
         scores = gpt.logits(parameters, text[:, read:at], cache)[:, -1]
-        text[:, at] = _choose(scores, temperature, random[:, at - length])
+        text[:, at] = choose(scores, temperature, random[:, at - length])
         read = at if cached else 0
     return text
 
 
-def _random_numbers(batch, steps, seed, first):
-    """From 0 to 1, one for each prompt and step."""
+def random_numbers(batch, steps, seed, first):
+    """From 0 to 1, one for each prompt and step; arguments as for `generate`."""
     rows = [np.random.default_rng([seed, first + row]).random(steps) for row in range(batch)]
     return np.reshape(rows, (batch, steps))
 
 
-def _choose(scores, temperature, random):
-    """A token for each row: where the summed probabilities pass the random number."""
+def choose(scores, temperature, random):
+    """A token for each row: where the summed probabilities pass the random number.
+
+    Parameters
+    ----------
+    scores : array of shape (batch, vocabulary)
+    temperature : float
+        As for `generate`.
+    random : array of shape (batch,)
+        From 0 to 1.
+
+    Returns
+    -------
+    integer array of shape (batch,)
+    """
     if temperature == 0:
         return scores.argmax(axis=1)
     scores = scores.astype(np.float64)
@@ -89,7 +102,8 @@ def _choose(scores, temperature, random):
     return passed.argmax(axis=1)
 
 
-def _check_request(gpt, length, steps, temperature):
+def check_request(gpt, length, steps, temperature):
+    """Raise unless a prompt of this length can be continued so far, at this temperature."""
     if steps < 0 or length + steps > gpt.context:
         raise ValueError(
             f"a prompt of {length} and {steps} steps: give 0 steps or more, and at most "

@@ -16,8 +16,9 @@ import numpy as np
 
 from helpers.nn.blocks import Memory, block, block_grad, block_shapes, named_views
 from helpers.nn.ends import embed, embed_grad, head_loss, head_loss_grad, head_scores
-from helpers.nn.layers import check_dtypes, ready
-from helpers.nn.tokens import check_tokens
+from helpers.nn.layers import check_dtypes
+from helpers.nn.network import Network
+from helpers.nn.tokens import IGNORE, check_tokens
 
 # Deviation of initial weights, that of GPT-2.
 DEVIATION = 0.02
@@ -91,7 +92,7 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
-class GPT:
+class GPT(Network):
     """A small GPT: embeddings, blocks, a final norm, and an output tied to the embedding.
 
     Parameters
@@ -151,16 +152,9 @@ class GPT:
         return (first, *[block_shapes(width)] * self.layers, last)
 
     @property
-    def slices(self):
-        """For each layer, where its parameters lie in the flat array: (start, stop)."""
-        sizes = [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
-        stops = np.cumsum(sizes).tolist()
-        return tuple(zip([0, *stops], stops))
-
-    @property
-    def size(self):
-        """The number of parameters."""
-        return self.slices[-1][1]
+    def sizes(self):
+        """For each layer, the number of its parameters."""
+        return [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
 
     def views(self, flat):
         """The arrays of each layer by name, as views into a flat array.
@@ -181,7 +175,7 @@ class GPT:
         ValueError, TypeError
             If ``flat`` has another size, is not contiguous, or holds no floats.
         """
-        self._check_flat("the flat array", flat)
+        self.check_flat("the flat array", flat)
         layers = zip(self.slices, self.shapes)
         return [named_views(flat[start:stop], shapes) for (start, stop), shapes in layers]
 
@@ -278,14 +272,21 @@ class GPT:
         return z.reshape(*x.shape[:2], self.vocabulary)
 
     def loss_at(self, parameters, tokens, targets, divisor=None):
-        """The loss at these parameters, a float. Arguments as for `loss_and_gradient`."""
+        """The loss at these parameters, a float. Arguments as for `forward`."""
         workspace = self.workspace(parameters.dtype)
         return self.forward(parameters, tokens, targets, workspace, divisor)
 
-    def loss_and_gradient(
-        self, parameters, tokens, targets, divisor=None, out=None, workspace=None
-    ):
-        """The loss of a batch, and its gradient by all parameters.
+    def counted(self, targets):
+        """How many of these targets count: all but -1."""
+        return int(np.count_nonzero(np.asarray(targets) != IGNORE))
+
+    def check_inputs(self, parameters, tokens):
+        """Raise unless parameters and tokens are those of this network."""
+        self.check_flat("parameters", parameters)
+        check_tokens(tokens, self.vocabulary)
+
+    def forward(self, parameters, tokens, targets, workspace, divisor=None):
+        """The loss; what `backward` needs is left in the workspace.
 
         Parameters
         ----------
@@ -293,36 +294,18 @@ class GPT:
         tokens : integer array of shape (batch, length)
         targets : integer array of the same shape
             The token that comes next at each position, or -1 where none is asked for.
+        workspace : GPTWorkspace
         divisor : number, optional
-            What the sum over the positions is divided by. Default: the number of those that count,
-            for the mean. A rank with a shard of a batch gives the number of the whole batch.
-        out : array of shape (size,), optional
-            Where to write the gradient.
-        workspace : GPTWorkspace, optional
-            From `workspace`. With it, only small arrays are allocated after the first step.
+            As for `loss_and_gradient`.
 
         Returns
         -------
-        loss : float
-        gradient : array of shape (size,)
+        float
 
         Raises
         ------
         ValueError, TypeError
             If shapes do not fit, dtypes differ, or a token is not in the vocabulary.
-        """
-        self._check_flat("parameters", parameters)
-        workspace = workspace or self.workspace(parameters.dtype)
-        out = ready(out, parameters.shape, parameters.dtype)
-        loss = self.forward(parameters, tokens, targets, workspace, divisor)
-        for _layer in self.backward(parameters, tokens, out, workspace):
-            pass
-        return loss, out
-
-    def forward(self, parameters, tokens, targets, workspace, divisor=None):
-        """The loss; what `backward` needs is left in the workspace.
-
-        Arguments, result and errors as for `loss_and_gradient`.
         """
         first, *blocks, last = self.views(parameters)
         self._check_workspace(workspace, parameters.dtype)
@@ -347,8 +330,9 @@ class GPT:
         Parameters
         ----------
         parameters, tokens, out, workspace
-            As for `loss_and_gradient`. Change neither the parameters nor the part of layer 0 in
-            ``out`` before the end: the output writes its share of the table's gradient there first.
+            As for `forward`, and a flat array. Change neither the parameters nor the part of layer
+            0 in ``out`` before the end: the output writes its share of the table's gradient there
+            first.
 
         Yields
         ------
@@ -370,7 +354,7 @@ class GPT:
         >>> list(gpt.backward(parameters, tokens, gradient, workspace))
         [2, 1, 0]
         """
-        self._check_flat("the gradient", out)
+        self.check_flat("the gradient", out)
         check_dtypes(parameters=parameters, gradient=out)
         self._check_workspace(workspace, parameters.dtype)
         tokens = check_tokens(tokens, self.vocabulary)
@@ -392,14 +376,6 @@ class GPT:
             yield layer
         embed_grad(tokens, dx, gradients[0], add=True, memory=scratch)
         yield 0
-
-    def _check_flat(self, name, flat):
-        check_dtypes(**{name: flat})
-        if flat.shape != (self.size,) or not flat.flags.c_contiguous:
-            raise ValueError(
-                f"{name} of shape {flat.shape}: this GPT needs one contiguous array of shape "
-                f"({self.size},)."
-            )
 
     def _check_workspace(self, workspace, dtype):
         if len(workspace.layers) != self.layers + 2 or workspace.scratch.dtype != dtype:

@@ -16,11 +16,11 @@ from helpers.nn.layers import (
     linear,
     linear_grad_input,
     linear_grad_weights,
-    ready,
     relu,
     relu_grad,
 )
 from helpers.nn.losses import logistic_loss, softmax_loss, squared_loss
+from helpers.nn.network import Network
 
 LOSSES = {"logistic": logistic_loss, "softmax": softmax_loss, "squared": squared_loss}
 
@@ -43,6 +43,12 @@ class Workspace:
     gradients: list
     masks: list
 
+    def grow(self, rows):
+        """Make room for so many rows, if there is not; what was there is lost."""
+        if rows > len(self.outputs[0]):
+            for part in (self.outputs, self.gradients, self.masks):
+                part[:] = [np.empty((rows, array.shape[1]), array.dtype) for array in part]
+
     def first(self, rows):
         """The same memory, cut to its first rows.
 
@@ -54,14 +60,14 @@ class Workspace:
         if rows > len(self.outputs[0]):
             raise ValueError(
                 f"the workspace holds {len(self.outputs[0])} rows, the batch has {rows}: "
-                "make a larger one with mlp.workspace."
+                "run forward with this batch first."
             )
         parts = (self.outputs, self.gradients, self.masks)
         return Workspace(*([array[:rows] for array in part] for part in parts))
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Network):
     """A multilayer perceptron: linear layers with a rectifier between them, and a loss.
 
     Parameters
@@ -116,15 +122,9 @@ class MLP:
         return tuple(zip(self.widths, self.widths[1:]))
 
     @property
-    def slices(self):
-        """For each layer, where its parameters lie in the flat array: (start, stop)."""
-        stops = np.cumsum([(d_in + 1) * d_out for d_in, d_out in self.shapes]).tolist()
-        return tuple(zip([0, *stops], stops))
-
-    @property
-    def size(self):
-        """The number of parameters."""
-        return self.slices[-1][1]
+    def sizes(self):
+        """For each layer, the number of its parameters."""
+        return [(d_in + 1) * d_out for d_in, d_out in self.shapes]
 
     def views(self, flat):
         """The weights and biases of each layer, as views into a flat array.
@@ -144,7 +144,7 @@ class MLP:
         ValueError, TypeError
             If ``flat`` has another size, is not contiguous, or holds no floats.
         """
-        self._check_flat("the flat array", flat)
+        self.check_flat("the flat array", flat)
         layers = []
         for (d_in, d_out), (start, stop) in zip(self.shapes, self.slices):
             middle = stop - d_out
@@ -176,8 +176,8 @@ class MLP:
             w[:] = random.normal(scale=np.sqrt(2 / len(w)), size=w.shape)
         return flat
 
-    def workspace(self, rows, dtype=np.float64):
-        """Memory for batches of up to so many rows, see `Workspace`."""
+    def workspace(self, rows=0, dtype=np.float64):
+        """Memory for batches of so many rows, see `Workspace`; it grows where more are given."""
         hidden, outer = self.widths[1:-1], self.widths[1:]
         return Workspace(
             outputs=[np.empty((rows, width), dtype) for width in outer],
@@ -203,15 +203,15 @@ class MLP:
         ValueError, TypeError
             If shapes do not fit or dtypes differ.
         """
-        self._check_inputs(parameters, x)
+        self.check_inputs(parameters, x)
         return self._outputs(parameters, x, [None] * len(self.shapes))
 
     def loss_at(self, parameters, x, y, divisor=None):
         """The loss at these parameters, a float. Arguments as for `loss_and_gradient`."""
         return LOSSES[self.loss](self.predict(parameters, x), y, divisor)[0]
 
-    def loss_and_gradient(self, parameters, x, y, divisor=None, out=None, workspace=None):
-        """The loss of a batch, and its gradient by all parameters.
+    def forward(self, parameters, x, y, workspace, divisor=None):
+        """The loss; what `backward` needs is left in the workspace.
 
         Parameters
         ----------
@@ -219,40 +219,23 @@ class MLP:
         x : array of shape (n, widths[0]), of the same dtype
         y : array of shape (n,)
             Labels or targets, as the loss asks; of shape (n, outputs) for several targets.
+        workspace : Workspace
         divisor : number, optional
-            What the sum over the rows is divided by. Default: the number of rows, for the mean.
-            A rank with a shard of a batch gives the number of rows of the whole batch.
-        out : array of shape (size,), optional
-            Where to write the gradient.
-        workspace : Workspace, optional
-            From `workspace`, for at least n rows. With it and ``out``, only the loss allocates
-            memory: a few numbers a row.
+            As for `loss_and_gradient`.
 
         Returns
         -------
-        loss : float
-        gradient : array of shape (size,)
+        float
 
         Raises
         ------
         ValueError, TypeError
             If shapes do not fit, dtypes differ, or a label is no class.
         """
-        self._check_inputs(parameters, x)
-        workspace = workspace or self.workspace(len(x), x.dtype)
-        out = ready(out, parameters.shape, parameters.dtype)
-        loss = self.forward(parameters, x, y, workspace, divisor)
-        for _layer in self.backward(parameters, x, out, workspace):
-            pass
-        return loss, out
-
-    def forward(self, parameters, x, y, workspace, divisor=None):
-        """The loss; what `backward` needs is left in the workspace.
-
-        Arguments, result and errors as for `loss_and_gradient`.
-        """
-        self._check_inputs(parameters, x)
-        space = self._cut(workspace, x)
+        self.check_inputs(parameters, x)
+        self._check_workspace(workspace, x.dtype)
+        workspace.grow(len(x))
+        space = workspace.first(len(x))
         z = self._outputs(parameters, x, space.outputs)
         loss, _ = LOSSES[self.loss](z, y, divisor, out=space.gradients[-1])
         return loss
@@ -266,8 +249,8 @@ class MLP:
         Parameters
         ----------
         parameters, x, out, workspace
-            As for `loss_and_gradient`. Do not change the parameters before the end: the layer that
-            was named last still needs its weights.
+            As for `forward`, and a flat array. Do not change the parameters before the end: the
+            layer that was named last still needs its weights.
 
         Yields
         ------
@@ -284,10 +267,11 @@ class MLP:
         >>> [mlp.slices[layer] for layer in mlp.backward(parameters, x, gradient, workspace)]
         [(9, 13), (0, 9)]
         """
-        self._check_inputs(parameters, x)
-        self._check_flat("the gradient", out)
+        self.check_inputs(parameters, x)
+        self.check_flat("the gradient", out)
         check_dtypes(parameters=parameters, gradient=out)
-        return self._layers_backward(parameters, x, out, self._cut(workspace, x))
+        self._check_workspace(workspace, x.dtype)
+        return self._layers_backward(parameters, x, out, workspace.first(len(x)))
 
     def _outputs(self, parameters, x, outs):
         """The forward pass: what each layer computes is written into one of ``outs``."""
@@ -309,26 +293,18 @@ class MLP:
                 dx = linear_grad_input(dy, layers[layer][0], space.gradients[before])
                 dy = relu_grad(dx, inputs[layer], out=dx, mask=space.masks[before])
 
-    def _check_inputs(self, parameters, x):
+    def check_inputs(self, parameters, x):
+        """Raise unless parameters and inputs are those of this network."""
         check_dtypes(parameters=parameters, x=x)
-        self._check_flat("parameters", parameters)
+        self.check_flat("parameters", parameters)
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
             raise ValueError(f"x has shape {x.shape}: this network needs (rows, {self.widths[0]}).")
 
-    def _cut(self, workspace, x):
-        """The workspace, cut to the rows of ``x``, if it was made for such a network."""
+    def _check_workspace(self, workspace, dtype):
+        """Raise unless the workspace was made for such a network."""
         made = tuple((array.shape[1], array.dtype) for array in workspace.outputs)
-        if made != tuple((width, x.dtype) for width in self.widths[1:]):
+        if made != tuple((width, dtype) for width in self.widths[1:]):
             raise ValueError(
                 f"the workspace was made for other widths or another dtype than {self.widths} and "
-                f"{x.dtype}: take one from mlp.workspace(rows, dtype)."
-            )
-        return workspace.first(len(x))
-
-    def _check_flat(self, name, flat):
-        check_dtypes(**{name: flat})
-        if flat.shape != (self.size,) or not flat.flags.c_contiguous:
-            raise ValueError(
-                f"{name} of shape {flat.shape}: widths {self.widths} need one contiguous array of "
-                f"shape ({self.size},)."
+                f"{dtype}: take one from mlp.workspace(rows, dtype)."
             )

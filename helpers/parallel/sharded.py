@@ -85,12 +85,12 @@ class Sharded:
         self.units = _checked_units(units, parameters.size)
         self.dtype = parameters.dtype
         self._mine = [_part(unit, group.rank, group.size) for unit in self.units]
-        own = [parameters[start:stop] for start, stop in self._mine]
-        self._parameters = parameters.copy() if stage < 3 else np.concatenate(own)
-        owned = sum(map(len, own))
+        self._parameters = parameters.copy() if stage < 3 else self.own(parameters)
+        owned = sum(stop - start for start, stop in self._mine)
         self._gradient = np.zeros(parameters.size if stage < 2 else owned, self.dtype)
         self.state = optimiser.start(parameters.size if stage == 0 else owned, self.dtype)
         self._largest_unit = 0
+        self._part_of_sum = None
 
     # ------------------------------------------------------------ while a step computes
 
@@ -166,31 +166,65 @@ class Sharded:
         ValueError
             With `clip`, the norm is not finite; or a number is out of range.
         """
-        if self.stage == 0:
-            gradient = all_reduce(self.group, self._gradient, out=self._gradient)
-            parameters = self._parameters
-        else:
-            gradient, parameters = self._own_gradient(), self._own_parameters()
+        gradient = self.reduce()
         norm = None
         if clip is not None:
             alone = self.stage == 0
-            norm = math.sqrt(_squares(gradient)) if alone else global_norm(self.group, gradient)
+            norm = math.sqrt(squares(gradient)) if alone else global_norm(self.group, gradient)
             clip_by_global_norm(gradient, clip, norm)
-        self.optimiser.step(parameters, gradient, self.state, rate=rate)
+        self.update(rate)
+        return norm
+
+    def reduce(self) -> np.ndarray:
+        """Add up the ranks' gradients; the first half of `step`.
+
+        Returns
+        -------
+        float array
+            This rank's part of the sum, the whole of it in stage 0. What `update` uses: scale it in
+            place to clip it.
+        """
+        if self.stage == 0:
+            self._part_of_sum = all_reduce(self.group, self._gradient, out=self._gradient)
+        else:
+            self._part_of_sum = self._own_gradient()
+        return self._part_of_sum
+
+    def update(self, rate: float | None = None) -> None:
+        """Update the parameters with what `reduce` gave; the second half of `step`."""
+        parameters = self._parameters if self.stage == 0 else self._own_parameters()
+        self.optimiser.step(parameters, self._part_of_sum, self.state, rate=rate)
+        self._part_of_sum = None
         if self.stage in (1, 2):
             self._spread(parameters)
-        return norm
 
     def whole(self) -> np.ndarray:
         """A copy of all parameters; all ranks must ask for it together."""
         if self.stage < 3:
             return self._parameters.copy()
-        return np.concatenate(
-            [
-                all_gather(self.group, self._parameters[self._place(n)])
-                for n in range(len(self.units))
-            ]
-        )
+        return self.gathered(self._parameters)
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """What this rank keeps of the parameters: all of them below stage 3, else its part."""
+        return self._parameters
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """What this rank keeps of the gradient: all of it below stage 2, else its part.
+
+        Below stage 2 it can also be written here, in place of `give`.
+        """
+        return self._gradient
+
+    def own(self, whole) -> np.ndarray:
+        """This rank's part of an array as long as all parameters."""
+        return np.concatenate([whole[start:stop] for start, stop in self._mine])
+
+    def gathered(self, part) -> np.ndarray:
+        """The whole array, from the parts of all ranks; all ranks must ask for it together."""
+        units = range(len(self.units))
+        return np.concatenate([all_gather(self.group, part[self._place(n)]) for n in units])
 
     # ------------------------------------------------------------ memory
 
@@ -226,7 +260,7 @@ class Sharded:
     def _own_parameters(self):
         if self.stage == 3:
             return self._parameters
-        return np.concatenate([self._parameters[start:stop] for start, stop in self._mine])
+        return self.own(self._parameters)
 
     def _spread(self, parts):
         """Every rank's new part goes to all."""
@@ -305,7 +339,7 @@ def global_norm(group, part) -> float:
     >>> spmd.run(None, Mesh(data=2), program).results
     [5.0, 5.0]
     """
-    return float(np.sqrt(all_reduce(group, np.array(_squares(part)))))
+    return float(np.sqrt(all_reduce(group, np.array(squares(part)))))
 
 
 def predicted_bytes(size, ranks, rank, stage, moments=2, itemsize=4, units=None) -> dict[str, int]:
@@ -375,8 +409,8 @@ def _behind(array):
     return array
 
 
-def _squares(array):
-    """The sum of squares in float64, without a copy of the array in float64."""
+def squares(array) -> float:
+    """The sum of squares of an array of one axis in float64, without a copy in float64."""
     return float(np.einsum("i,i->", array, array, dtype=np.float64))
 
 

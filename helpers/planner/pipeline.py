@@ -2,76 +2,34 @@
 
 It knows nothing of Dask, and gives the same `Event` records as a measured run. The operations are
 those of `helpers.parallel.schedules`; chunk c of rank r is stage ``c * ranks + r`` of the model.
+Costs are given, or fitted to a measured run (`helpers.planner.costs`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 from helpers.engine.events import Event
+from helpers.planner.costs import GIVES, Costs, fit, needs, operations_of
+from helpers.planner.stages import balance
 
-GIVES = {"forward": "output", "backward": "gradient", "input": "gradient", "weight": "nothing"}
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of each operation, and what it takes to send what it gives to the next stage.
-
-    Attributes
-    ----------
-    forward, input, weight : float or sequence of float
-        Seconds for one micro-batch on one stage; a sequence has one number for each stage. A
-        "backward" takes as long as input and weight together.
-    latency : float
-        Seconds of a message, α.
-    byte_seconds : float
-        Seconds a byte, β.
-    nbytes : int
-        Bytes of a message: the activations of one micro-batch, and as many of their gradient.
-
-    Examples
-    --------
-    >>> Costs(forward=0.25, input=0.25, weight=0.5).seconds("backward", stage=3)
-    0.75
-    """
-
-    forward: float | tuple = 1.0
-    input: float | tuple = 1.0
-    weight: float | tuple = 1.0
-    latency: float = 0.0
-    byte_seconds: float = 0.0
-    nbytes: int = 0
-
-    def seconds(self, kind: str, stage: int) -> float:
-        """How long an operation takes on a stage."""
-        if kind == "backward":
-            return self.seconds("input", stage) + self.seconds("weight", stage)
-        each = getattr(self, kind)
-        return float(each[stage] if hasattr(each, "__len__") else each)
-
-    @property
-    def transfer(self) -> float:
-        """How long a message takes."""
-        return self.latency + self.byte_seconds * self.nbytes
-
-
-def needs(operation, stage: int, last: int) -> list[tuple]:
-    """What must be there before an operation can begin: (what, micro-batch, stage) for each.
-
-    Examples
-    --------
-    >>> from helpers.parallel.schedules import Operation
-    >>> needs(Operation("backward", 3), stage=1, last=2)
-    [('output', 3, 1), ('gradient', 3, 2)]
-    """
-    microbatch = operation.microbatch
-    if operation.kind == "forward":
-        return [("output", microbatch, stage - 1)] if stage else []
-    if operation.kind == "weight":
-        return [("gradient", microbatch, stage)]
-    after = [("gradient", microbatch, stage + 1)] if stage < last else []
-    return [("output", microbatch, stage), *after]
+__all__ = [
+    "GIVES",
+    "Costs",
+    "assemble",
+    "balance",
+    "bubble",
+    "find_fault",
+    "fit",
+    "needs",
+    "peak_activations",
+    "simulate",
+    "step_of",
+    "step_seconds",
+]
 
 
 def find_fault(plan, chunks: int = 1) -> str | None:
@@ -104,7 +62,7 @@ def find_fault(plan, chunks: int = 1) -> str | None:
         fault = _fault_of_rank(operations, microbatches, chunks)
         if fault:
             return f"rank {rank}: {fault}"
-    _, stuck = _run(plan, Costs(), chunks)
+    _, stuck = _run(plan, chunks, Costs())
     if stuck:
         waiting = "; ".join(
             f"rank {rank} waits with its {operation} for {_words(missing, len(plan))}"
@@ -187,14 +145,70 @@ def simulate(plan, costs: Costs, chunks: int = 1) -> list[Event]:
     >>> [(e.rank, e.operation, e.start) for e in events if e.operation != "wait"]
     [(0, 'forward', 0.0), (1, 'forward', 1.0), (1, 'backward', 2.0), (0, 'backward', 4.0)]
     """
+    return _checked_run(plan, chunks, costs)
+
+
+def assemble(plan, events, costs: Costs, chunks: int = 1) -> list[Event]:
+    """The timeline of ranks that took turns, as it would be if each had a core of its own.
+
+    Where there are more ranks than cores, a timeline that is measured as it is shows the sharing
+    of the cores. So each operation is timed alone, while all other ranks wait; and the timeline is
+    put together from these times in the order of the schedule. A message takes what `costs` say.
+
+    Parameters
+    ----------
+    plan, chunks
+        As for `find_fault`.
+    events : list of Event
+        Of the run in turns; of several steps the median of each operation counts.
+    costs : Costs
+        Of which only the message's time is used, see `fit`.
+
+    Returns
+    -------
+    list of Event
+        As from `simulate`.
+
+    Raises
+    ------
+    ValueError
+        The schedule has a fault, or one of its operations is not among the events.
+
+    Examples
+    --------
+    >>> from helpers.parallel.schedules import gpipe, plan
+    >>> in_turns = [Event(0, "forward", 0.0, 2.0, layer=0, microbatch=0),
+    ...             Event(1, "forward", 5.0, 1.0, layer=1, microbatch=0),
+    ...             Event(1, "backward", 7.0, 3.0, layer=1, microbatch=0),
+    ...             Event(0, "backward", 11.0, 4.0, layer=0, microbatch=0)]
+    >>> [e.start for e in assemble(plan(gpipe, 2, 1), in_turns, Costs()) if e.operation != "wait"]
+    [0.0, 2.0, 3.0, 6.0]
+    """
+    lengths = defaultdict(list)
+    for event in operations_of(events):
+        lengths[event.operation, event.microbatch, event.layer].append(event.length)
+    for rank, operations in enumerate(plan):
+        for operation in operations:
+            stage = operation.chunk * len(plan) + rank
+            if (operation.kind, operation.microbatch, stage) not in lengths:
+                raise ValueError(f"rank {rank}: {operation} is not among the events.")
+    alone = {key: median(found) for key, found in lengths.items()}
+    return _checked_run(plan, chunks, costs, alone)
+
+
+def _checked_run(plan, chunks, costs, lengths=None):
     fault = find_fault(plan, chunks)
     if fault:
         raise ValueError(f"This schedule cannot be run: {fault}")
-    return sorted(_run(plan, costs, chunks)[0], key=lambda event: (event.start, event.rank))
+    events, _ = _run(plan, chunks, costs, lengths)
+    return sorted(events, key=lambda event: (event.start, event.rank))
 
 
-def _run(plan, costs, chunks):
-    """The events, and where ranks are stuck: (rank, operation, what it waits for) for each."""
+def _run(plan, chunks, costs, lengths=None):
+    """The events, and where ranks are stuck: (rank, operation, what it waits for) for each.
+
+    ``lengths`` has the seconds of each single operation; without it the costs say them.
+    """
     ranks, last = len(plan), len(plan) * chunks - 1
     there, free, place, events = {}, [0.0] * ranks, [0] * ranks, []
     moved = True
@@ -209,16 +223,20 @@ def _run(plan, costs, chunks):
                     break
                 come = [_arrival(there[need], need[2], rank, ranks, costs) for need in needed]
                 begin = max([free[rank], *come])
-                length = costs.seconds(operation.kind, stage)
                 if begin > free[rank]:
                     events.append(Event(rank, "wait", free[rank], begin - free[rank]))
-                about = dict(nbytes=costs.nbytes, layer=stage, microbatch=operation.microbatch)
-                events.append(Event(rank, operation.kind, begin, length, **about))
-                there[GIVES[operation.kind], operation.microbatch, stage] = begin + length
-                free[rank] = begin + length
+                events.append(_event(operation, rank, stage, begin, costs, lengths))
+                free[rank] = events[-1].stop
+                there[GIVES[operation.kind], operation.microbatch, stage] = free[rank]
                 place[rank] += 1
                 moved = True
     return events, _stuck(plan, place, there, last)
+
+
+def _event(operation, rank, stage, begin, costs, lengths):
+    kind, microbatch = operation.kind, operation.microbatch
+    length = lengths[kind, microbatch, stage] if lengths else costs.seconds(kind, stage)
+    return Event(rank, kind, begin, length, costs.nbytes, stage, microbatch)
 
 
 def _arrival(ready, stage, rank, ranks, costs):
@@ -253,12 +271,58 @@ def bubble(events, ranks: int) -> float:
 
     Examples
     --------
-    >>> bubble([Event(0, "forward", 0, 1), Event(1, "forward", 1, 1)], ranks=2)
+    >>> bubble([Event(0, "forward", 0, 1, 0, 0, 0), Event(1, "forward", 1, 1, 0, 1, 0)], ranks=2)
     0.5
     """
-    work = [event for event in events if event.operation in GIVES]
-    whole = max(e.stop for e in work) - min(e.start for e in work)
-    return 1 - sum(e.length for e in work) / (ranks * whole)
+    work = operations_of(events)
+    return 1 - sum(e.length for e in work) / (ranks * step_seconds(events))
+
+
+def step_of(events, number: int = -1) -> list[Event]:
+    """One step of a measured run of several: its operations, and what happened meanwhile.
+
+    Parameters
+    ----------
+    events : list of Event
+        Of steps that all have the same operations.
+    number : int
+        Which step; default: the last.
+
+    Returns
+    -------
+    list of Event
+        Time 0 is when its first operation began. Events that are no operations are there if they
+        began on their rank during the step.
+
+    Examples
+    --------
+    >>> twice = [Event(0, "forward", start, 1, 0, 0, 0) for start in (3, 7)]
+    >>> [(e.start, e.length) for e in step_of(twice, 0)], len(step_of(twice))
+    ([(0, 1)], 1)
+    """
+    found = defaultdict(list)
+    for event in operations_of(events):
+        found[event.rank, event.operation, event.layer, event.microbatch].append(event)
+    step = [times[number] for times in found.values()]
+    zero = min(event.start for event in step)
+    until = defaultdict(lambda: zero)
+    for event in step:
+        until[event.rank] = max(until[event.rank], event.stop)
+    other = [e for e in events if e.operation not in GIVES and zero <= e.start < until[e.rank]]
+    whole = [replace(event, start=event.start - zero) for event in (*step, *other)]
+    return sorted(whole, key=lambda event: (event.start, event.rank))
+
+
+def step_seconds(events) -> float:
+    """Seconds from the first operation's start to the last one's end.
+
+    Examples
+    --------
+    >>> step_seconds([Event(0, "forward", 2, 1, 0, 0, 0), Event(1, "forward", 3, 1, 0, 1, 0)])
+    2
+    """
+    work = operations_of(events)
+    return max(e.stop for e in work) - min(e.start for e in work)
 
 
 def peak_activations(events, ranks: int) -> list[int]:
