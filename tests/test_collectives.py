@@ -173,6 +173,36 @@ def test_reduce_scatter_gives_the_parts_of_array_split(size, shape, dtype, algor
         assert result.dtype == part.dtype and np.array_equal(result, part)
 
 
+@pytest.mark.parametrize("algorithm", [None, "ring"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_along_another_axis_it_is_the_same_moved(axis, algorithm):
+    def program(rank):
+        whole = np.random.default_rng(rank.index).normal(size=(4, 5, 6))
+        mine = reduce_scatter(rank.data, whole, algorithm=algorithm, axis=axis)
+        alike = len({part.shape[axis] for part in np.array_split(whole, 3, axis)}) == 1
+        return mine, all_gather(rank.data, mine, alike, axis=axis), all_reduce(rank.data, whole)
+
+    results = spmd.run(None, Mesh(data=3), program).results
+    for number, (mine, gathered, total) in enumerate(results):
+        part = np.array_split(total, 3, axis)[number]
+        assert np.allclose(mine, part, rtol=1e-12) and np.allclose(gathered, total, rtol=1e-12)
+        assert mine.flags.c_contiguous
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_all_gather_of_arrays_that_are_alike_gives_the_same(ranks):
+    def program(rank):
+        mine = np.arange(6.0).reshape(2, 3) + 10 * rank.index
+        whole = all_gather(rank.data, mine, alike=True)
+        mine[:] = -1  # what was gathered is a copy
+        return whole, all_gather(rank.data, np.full((2, 3), 7.0), alike=True)
+
+    expected = np.concatenate([np.arange(6.0).reshape(2, 3) + 10 * n for n in range(ranks)])
+    for whole, again in spmd.run(None, Mesh(data=ranks), program).results:
+        assert np.array_equal(whole, expected)
+        assert np.array_equal(again, np.full((2 * ranks, 3), 7.0))
+
+
 @some_runs
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), numbers)
 def test_all_gather_joins_rows_of_unequal_numbers(lengths, dtype):
@@ -322,6 +352,7 @@ def test_the_sender_may_change_its_array_at_once(client):
         (lambda rank: rank.data.receive(-1), "no rank -1 in this group"),
         (lambda rank: rank.empty(3, object), "not Python objects"),
         (lambda rank: all_gather(rank.data, np.ones((1, 2 + rank.index))), "rows of one kind"),
+        (lambda rank: all_gather(rank.data, np.ones(2), axis=1), "this array has axes 0 to 0"),
     ],
 )
 def test_wrong_use_gets_one_sentence(program, sentence):
@@ -336,6 +367,7 @@ def test_wrong_use_gets_one_sentence(program, sentence):
         (lambda g: all_reduce(g, np.ones(3)), lambda g: all_reduce(g, np.ones(3, "f4"))),
         (lambda g: all_reduce(g, np.ones(3)), lambda g: all_reduce(g, np.ones(3), operation="max")),
         (lambda g: all_reduce(g, np.ones(3)), lambda g: all_gather(g, np.ones(3))),
+        (lambda g: all_gather(g, np.ones(3), True), lambda g: all_gather(g, np.ones(2), True)),
         (lambda g: all_reduce(g, np.ones(3)), lambda g: barrier(g)),
         (lambda g: broadcast(g, np.ones(3)), lambda g: broadcast(g, np.ones(3), root=1)),
         (lambda g: all_to_all(g, [np.ones(1)] * 2), lambda g: all_gather(g, np.ones(1))),

@@ -193,22 +193,18 @@ def test_activations_are_those_of_the_micro_batches_that_a_schedule_keeps(schedu
 
 def test_recomputation_keeps_less():
     gpt = GPT(vocabulary=8, context=8, width=8, heads=4, layers=4)
-    held = {}
+    kept = {}
     for recompute in RECOMPUTE:
         run = spmd.run(None, Mesh(), program, {"recompute": recompute}, gpt)
-        held[recompute] = run.results[0][3]["activations"]
+        kept[recompute] = run.results[0][3]["activations"]
     batch_heads, positions = ROWS * gpt.heads, ROWS * LENGTH
-    weights = batch_heads * LENGTH**2 * 8
-    assert held["none"] - held["selective"] == gpt.layers * weights
-    # Full: what goes into each block, all of one block, and the head.
-    a_block = (held["none"] - head_bytes(gpt, positions)) // gpt.layers
-    inputs = gpt.layers * positions * gpt.width * 8
-    assert held["full"] == inputs + a_block + head_bytes(gpt, positions)
-
-
-def head_bytes(gpt, positions):
-    """Norm, normed and scores."""
-    return positions * (2 * gpt.width + gpt.vocabulary) * 8
+    weights, inputs = batch_heads * LENGTH**2 * 8, positions * gpt.width * 8
+    # Two norms and what they give, queries, keys, values, what is mixed, slopes and units.
+    a_block = (4 + 3 + 1 + 4 + 4) * inputs + weights
+    head = positions * (2 * gpt.width + gpt.vocabulary) * 8
+    assert kept["none"] == gpt.layers * a_block + head
+    assert kept["selective"] == kept["none"] - gpt.layers * weights
+    assert kept["full"] == gpt.layers * inputs + head
 
 
 # ---------------------------------------------------------------- going on from whole layers

@@ -257,6 +257,23 @@ def test_an_embedding_that_starts_later_has_later_positions(kind):
         assert is_out and distance < 1e-13
 
 
+def test_tokens_and_targets_may_be_small_integers():
+    gpt = GPT(vocabulary=400, context=4, width=2, heads=2, layers=1)
+    first, last = (gpt.views(parameters_of(gpt))[n] for n in (0, -1))
+    tokens, targets = np.array([[3, 250]], np.uint8), np.array([[-1, 100]], np.int8)
+    right = serial_ends.embed(first, tokens)
+    right_loss, _ = serial_ends.head_loss(last, first["tokens"], right, targets)
+
+    def program(rank):
+        mine = first | {"tokens": np.split(first["tokens"], rank.size)[rank.index]}
+        x = tensor.embed(mine, tokens, rank.tensor)
+        return x, tensor.head_loss(last, mine["tokens"], x, targets, rank.tensor)[0]
+
+    for x, loss in on_ranks(2, program).results:
+        assert np.abs(x - right).max() < 1e-15
+        assert loss == pytest.approx(right_loss, rel=1e-12)
+
+
 def test_scores_too_large_for_the_exponential_do_no_harm():
     targets = np.array([[0, 3]])
     norm = {"scale": np.full(2, 1e4), "shift": np.zeros(2)}

@@ -129,6 +129,7 @@ def all_exchanges(rank, length):
     found["broadcast"] = broadcast(group, mine if group.rank == 1 else None, root=1)
     found["all_gather"] = all_gather(group, mine[: rank.index * 7 + 1])
     found["all_reduce behind"] = work.wait()
+    found["all_gather alike"] = all_gather(group, mine, alike=True)
     # Each rank has its own part of these; joined they are the same everywhere.
     for algorithm in (None, "ring"):
         part = reduce_scatter(group, mine, algorithm=algorithm)

@@ -195,7 +195,9 @@ def _halving(group, flat, combine, what):
         group.send(flat, group.rank + power, what)
 
 
-def reduce_scatter(group: Group, array, operation="sum", algorithm=None) -> np.ndarray:
+def reduce_scatter(
+    group: Group, array, operation="sum", algorithm=None, axis: int = 0
+) -> np.ndarray:
     """Combine the arrays of all ranks; each rank gets one part of the result.
 
     Parameters
@@ -206,34 +208,38 @@ def reduce_scatter(group: Group, array, operation="sum", algorithm=None) -> np.n
     operation : {"sum", "product", "max", "min"}
     algorithm : {"direct", "ring"}, optional
         Default: "direct" for ranks on one host.
+    axis : int
+        Along which the result is cut, counted from 0.
 
     Returns
     -------
     numpy.ndarray
-        This rank's rows: the parts along the first axis are those of ``numpy.array_split``.
+        This rank's part, as `numpy.array_split` cuts.
     """
     array, combine = sendable(array), _operation(operation)
     what = group.call(f"reduce_scatter {operation}", array)
-    rows = _parts(_rows(array, "reduce_scatter"), group.size)
+    rows = _parts(_rows(array, "reduce_scatter", axis), group.size)
     if group.size == 1:
         return array.copy()
     if algorithm != "ring" and group.near:
-        found = _direct_reduce_scatter(group, array, rows, combine, what)
+        part = (*[slice(None)] * axis, slice(*rows[group.rank]))
+        found = _direct_reduce_scatter(group, array, part, combine, what)
         if found is not None:
             return found
+    array = np.ascontiguousarray(np.moveaxis(array, axis, 0))
     flat, width = array.reshape(-1).copy(), array.size // max(1, array.shape[0])
     parts = [(start * width, stop * width) for start, stop in rows]
     _ring_reduce_scatter(group, flat, parts, combine, what)
     start, stop = rows[group.rank]
-    return flat[slice(*parts[group.rank])].reshape(stop - start, *array.shape[1:]).copy()
+    mine = flat[slice(*parts[group.rank])].reshape(stop - start, *array.shape[1:])
+    return np.moveaxis(mine, 0, axis).copy()
 
 
-def _direct_reduce_scatter(group, array, rows, combine, what):
+def _direct_reduce_scatter(group, array, part, combine, what):
     mine, place = group.expose(array)
     views = group.look(mine, what, place)
     if views is None:
         return None
-    part = slice(*rows[group.rank])
     total = views[0][part].copy()
     for view in views[1:]:
         combine(total, view[part], out=total)
@@ -241,14 +247,18 @@ def _direct_reduce_scatter(group, array, rows, combine, what):
     return total
 
 
-def all_gather(group: Group, array) -> np.ndarray:
-    """Join the arrays of all ranks along the first axis; everybody gets the whole.
+def all_gather(group: Group, array, alike: bool = False, axis: int = 0) -> np.ndarray:
+    """Join the arrays of all ranks along an axis; everybody gets the whole.
 
     Parameters
     ----------
     group : Group
     array : array_like
-        At least one axis. The first may be longer on one rank than on another.
+        At least one axis. Along `axis` it may be longer on one rank than on another.
+    alike : bool
+        True: all ranks bring the same dtype and shape. On one host that is several times quicker.
+    axis : int
+        Counted from 0.
 
     Returns
     -------
@@ -256,7 +266,11 @@ def all_gather(group: Group, array) -> np.ndarray:
         The arrays in the order of the ranks.
     """
     array = sendable(array)
-    _rows(array, "all_gather")
+    _rows(array, "all_gather", axis)
+    if alike and group.near and group.size > 1:
+        whole = _direct_all_gather(group, array, group.call("all_gather alike", array), axis)
+        if whole is not None:
+            return whole
     what = group.call("all_gather")
     found = [None] * group.size
     found[group.rank] = array
@@ -264,11 +278,21 @@ def all_gather(group: Group, array) -> np.ndarray:
     for step in range(group.size - 1):
         give, take = (group.rank - step) % group.size, (group.rank - step - 1) % group.size
         found[take] = group.exchange(found[give], after, before, what=what)
-    kinds = {(part.dtype, part.shape[1:]) for part in found}
+    kinds = {(part.dtype, *part.shape[:axis], *part.shape[axis + 1 :]) for part in found}
     if len(kinds) > 1:
         shapes = ", ".join(f"{part.dtype} {list(part.shape)}" for part in found)
         raise ValueError(f"all_gather joins rows of one kind, but the ranks brought {shapes}.")
-    return np.concatenate(found, dtype=array.dtype)
+    return np.concatenate(found, axis, dtype=array.dtype)
+
+
+def _direct_all_gather(group, array, what, axis):
+    mine, place = group.expose(array)
+    views = group.look(mine, what, place)
+    if views is None:
+        return None
+    whole = np.concatenate(views, axis)
+    barrier(group, what)
+    return whole
 
 
 def broadcast(group: Group, array=None, root: int = 0) -> np.ndarray:
@@ -408,7 +432,9 @@ def _written(result, out):
     return result
 
 
-def _rows(array, name):
+def _rows(array, name, axis):
     if array.ndim == 0:
-        raise ValueError(f"{name} cuts along the first axis, and a single number has none.")
-    return array.shape[0]
+        raise ValueError(f"{name} cuts along an axis, and a single number has none.")
+    if not 0 <= axis < array.ndim:
+        raise ValueError(f"{name} along axis {axis}: this array has axes 0 to {array.ndim - 1}.")
+    return array.shape[axis]

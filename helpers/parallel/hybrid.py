@@ -347,4 +347,4 @@ def _gathered(group, part):
     """The parts of all ranks of a group."""
     if group.size == 1:
         return [part]
-    return list(all_gather(group, part[np.newaxis]))
+    return list(all_gather(group, part[np.newaxis], alike=True))

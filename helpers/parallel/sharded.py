@@ -114,7 +114,7 @@ class Sharded:
         if self.stage < 3:
             yield self._parameters[slice(*self.units[number])]
             return
-        gathered = all_gather(self.group, self._parameters[self._place(number)])
+        gathered = self._gathered(number, self._parameters)
         self._largest_unit = max(self._largest_unit, gathered.nbytes)
         yield gathered
 
@@ -224,7 +224,7 @@ class Sharded:
     def gathered(self, part) -> np.ndarray:
         """The whole array, from the parts of all ranks; all ranks must ask for it together."""
         units = range(len(self.units))
-        return np.concatenate([all_gather(self.group, part[self._place(n)]) for n in units])
+        return np.concatenate([self._gathered(number, part) for number in units])
 
     # ------------------------------------------------------------ memory
 
@@ -262,10 +262,16 @@ class Sharded:
             return self._parameters
         return self.own(self._parameters)
 
+    def _gathered(self, number, part):
+        """All of a unit, from the parts of all ranks."""
+        start, stop = self.units[number]
+        alike = (stop - start) % self.group.size == 0
+        return all_gather(self.group, part[self._place(number)], alike)
+
     def _spread(self, parts):
         """Every rank's new part goes to all."""
         for number, unit in enumerate(self.units):
-            self._parameters[slice(*unit)] = all_gather(self.group, parts[self._place(number)])
+            self._parameters[slice(*unit)] = self._gathered(number, parts)
 
 
 def gradient_by_layers(mlp, sharded: Sharded, x, y, divisor=None) -> float:

@@ -211,7 +211,8 @@ class GPTStage:
         self._heads = self.gpt.heads // parts.ranks
         self._blocks = [n for n in parts.layers if 0 < n <= self.gpt.layers]
         self.scratch = Memory(parameters.dtype)
-        self._again = Memory(parameters.dtype, self.scratch)  # of a block that is computed again
+        # For one block at a time: its gradient, and its forward pass where that is computed again.
+        self._again = Memory(parameters.dtype, self.scratch)
         self._free, self._slots, self.loss = [], {}, 0.0
 
     # ------------------------------------------------------------ a step
@@ -287,8 +288,12 @@ class GPTStage:
     def activation_bytes(self) -> int:
         """Bytes that are kept for micro-batches between forward and backward, at their most."""
         slots = [*self._free, *self._slots.values()]
-        kept = sum(memory.nbytes for slot in slots for memory in slot.memory.values())
-        return kept + self._again.nbytes
+        return sum(memory.nbytes for slot in slots for memory in slot.memory.values())
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes to work in: of one block, whichever it is, and one micro-batch at a time."""
+        return self._again.nbytes + self.scratch.nbytes
 
     # ------------------------------------------------------------ parts of a pass
 
@@ -304,7 +309,7 @@ class GPTStage:
     def _kept(self, slot, layer, memory=None):
         """What the gradient of a block needs, computed again if it was not kept."""
         if self.recompute != "full":
-            return slot.kept[layer], memory or slot.memory[layer]
+            return slot.kept[layer], memory or self._again
         memory = memory or self._again
         x = slot.memory[layer].take("x", slot.shape)
         return self._block(layer, x, memory), memory

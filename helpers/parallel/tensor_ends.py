@@ -250,14 +250,14 @@ def head_scores(parameters, table, x, group, memory=None):
     z, _, _ = _scores(parameters, table, x, memory or Memory(x.dtype), TensorParallel(group))
     if group.size > 1:
         with group.owner.record("all_gather", nbytes=group.size * z.nbytes):
-            parts = all_gather(group, z[np.newaxis])
+            parts = all_gather(group, z[np.newaxis], alike=True)
         z = parts.swapaxes(0, 1)
     return z.reshape(*x.shape[:2], -1)
 
 
 def _here(tokens, count, group):
     """The numbers of tokens among the `count` of this rank (0 for others), and which are here."""
-    local = tokens - group.rank * count
+    local = tokens.astype(np.int64) - group.rank * count  # small integers would overflow
     here = (local >= 0) & (local < count)
     return np.where(here, local, 0), here
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from helpers.engine.collectives import all_gather, all_reduce, reduce_scatter
 from helpers.nn.blocks import Alone
 from helpers.parallel.tensor_cuts import check_length
@@ -24,6 +22,7 @@ class TensorParallel(Alone):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from helpers.engine import spmd
     >>> from helpers.engine.mesh import Mesh
     >>> def program(rank):
@@ -64,7 +63,7 @@ class SequenceParallel(TensorParallel):
     group : Group
         As a rule ``rank.tensor``.
     algorithm : str, optional
-        Of `reduce_scatter`.
+        Of `reduce_scatter`. With "ring" the gathers too are rings, and all bytes are messages.
 
     Raises
     ------
@@ -73,6 +72,7 @@ class SequenceParallel(TensorParallel):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from helpers.engine import spmd
     >>> from helpers.engine.mesh import Mesh
     >>> def program(rank):
@@ -108,17 +108,13 @@ class SequenceParallel(TensorParallel):
     def _gather(self, x):
         if self.group.size == 1:
             return x
-        batch, _, width = x.shape
+        alike = self.algorithm != "ring"
         with self.group.owner.record("all_gather", nbytes=self.group.size * x.nbytes):
-            parts = all_gather(self.group, x[np.newaxis])
-        return parts.swapaxes(0, 1).reshape(batch, -1, width)
+            return all_gather(self.group, x, alike, axis=1)
 
     def _scatter(self, x):
         if self.group.size == 1:
             return x
-        batch, length, width = x.shape
-        check_length(length, self.group.size)
-        # The collective cuts along the first axis: there stand the parts of the ranks.
-        parts = x.reshape(batch, self.group.size, -1, width).swapaxes(0, 1)
+        check_length(x.shape[1], self.group.size)
         with self.group.owner.record("reduce_scatter", nbytes=x.nbytes):
-            return reduce_scatter(self.group, parts, algorithm=self.algorithm)[0]
+            return reduce_scatter(self.group, x, algorithm=self.algorithm, axis=1)
