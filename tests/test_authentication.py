@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.security import Security as DaskSecurity
 
 from helpers.cluster import open_cluster
-from helpers.engine import handshake, spmd, transport
+from helpers.engine import handshake, spmd, transport, workers
 from helpers.engine.channels import Label
 from helpers.engine.collectives import all_reduce
 from helpers.engine.handshake import CHANNEL, NONCE, SEGMENT, Request
@@ -386,16 +386,16 @@ def opened(monkeypatch):
         def change(self, address):
             return address
 
-    found, real = Opened(), spmd._ask
+    found, real = Opened(), spmd.ask_workers
 
     def ask(client, workers, act, *args, **options):
         answers = real(client, workers, act, *args, **options)
-        if act is spmd._open:
+        if act is spmd.open_run:
             found.addresses = list(answers.values())
             answers = {worker: found.change(a) for worker, a in answers.items()}
         return answers
 
-    monkeypatch.setattr(spmd, "_ask", ask)
+    monkeypatch.setattr(spmd, "ask_workers", ask)
     return found
 
 
@@ -405,7 +405,7 @@ def test_every_run_has_a_secret_of_its_own_which_ends_with_it(client):
         return rank.endpoint.security.secret
 
     def kept(dask_worker=None):
-        return dask_worker.extensions.get(spmd.NAME)
+        return dask_worker.extensions.get(workers.NAME)
 
     runs = [spmd.run(client, Mesh(data=2), program).results for _ in range(3)]
     assert all(first == second and len(first) == 32 for first, second in runs)

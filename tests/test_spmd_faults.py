@@ -18,7 +18,7 @@ import pytest
 from distributed import Client, Future, LocalCluster
 
 from helpers.cluster import open_cluster
-from helpers.engine import spmd
+from helpers.engine import spmd, workers
 from helpers.engine.collectives import (
     all_gather,
     all_reduce,
@@ -69,7 +69,7 @@ def left_on_worker(dask_worker=None):
             continue  # the one of this listing
     inet = psutil.Process().net_connections("inet")
     return {
-        "endpoints": len(dask_worker.extensions.get(spmd.NAME, {})),
+        "endpoints": len(dask_worker.extensions.get(workers.NAME, {})),
         "threads": sum(t.name.startswith(("many-hands", "<Rank")) for t in threading.enumerate()),
         "segments": sum("memfd:many-hands" in link for link in links),
         "unix sockets": len(psutil.Process().net_connections("unix")),
@@ -435,7 +435,7 @@ def test_all_workers_are_killed_at_once(client):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["_workers", "_check_opened", "_gather"])
+@pytest.mark.parametrize("step", ["_workers", "_check_opened", "outcomes_of"])
 def test_a_worker_is_killed_during_the_launch(client, monkeypatch, step):
     real = getattr(spmd, step)
     victim = max(client.run(os.getpid).values())
@@ -643,11 +643,11 @@ def test_ranks_end_when_their_caller_is_killed(client):
 
 def test_an_endpoint_that_nobody_claims_closes_itself(client):
     def hurry(seconds):
-        spmd.UNCLAIMED_SECONDS = seconds
+        workers.UNCLAIMED_SECONDS = seconds
 
     client.run(hurry, 0.5)
     try:
-        client.run(spmd._open, "nobody", b"secret", False)
+        client.run(spmd.open_run, "nobody", b"secret", False)
         assert busy(client)
         wait_until(lambda: not busy(client), 5)
     finally:
@@ -656,7 +656,7 @@ def test_an_endpoint_that_nobody_claims_closes_itself(client):
 
 def test_arguments_that_take_long_are_waited_for(client):
     def hurry(seconds):
-        spmd.UNCLAIMED_SECONDS = seconds
+        workers.UNCLAIMED_SECONDS = seconds
 
     client.run(hurry, 1.0)
     try:
