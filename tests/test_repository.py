@@ -356,7 +356,7 @@ FORBIDDEN = {
     "helpers.parallel.schedules": ["dask", "distributed", "helpers.engine", "helpers.cluster"],
     "helpers.planner": [
         *("dask", "distributed", "helpers.cluster", "helpers.datasets", "helpers.engine.spmd"),
-        *("helpers.engine.ranks", "helpers.engine.transport"),
+        *("helpers.engine.groups", "helpers.engine.ranks", "helpers.engine.transport"),
     ],
     "helpers.classroom.plots": ["dask", "distributed", "helpers.cluster", "helpers.datasets"],
     "helpers.classroom.timeline": ["helpers.datasets"],

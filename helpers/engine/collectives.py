@@ -26,7 +26,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from helpers.engine.ranks import Group, sendable
+from helpers.engine.groups import Group, sendable
 
 OPERATIONS = {"sum": np.add, "product": np.multiply, "max": np.maximum, "min": np.minimum}
 ALGORITHMS = ("direct", "naive", "tree", "ring", "halving")

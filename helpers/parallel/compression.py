@@ -255,7 +255,7 @@ def mean_gradient(group, compressor, gradient) -> Exchanged:
 
     Parameters
     ----------
-    group : helpers.engine.ranks.Group
+    group : helpers.engine.groups.Group
         For example ``rank.data``. All members give the same kind of compressor.
     compressor
         `Plain`, `TopK`, `Sign`, `EightBit`, `PowerSGD`, or one of them in `ErrorFeedback`.

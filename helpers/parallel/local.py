@@ -17,7 +17,7 @@ def local_sgd(group, parameters, step, steps, every, rows=1):
 
     Parameters
     ----------
-    group : helpers.engine.ranks.Group
+    group : helpers.engine.groups.Group
         For example ``rank.data``.
     parameters : float array of shape (size,)
         Equal on all ranks at the beginning, and at the end; changed in place.
