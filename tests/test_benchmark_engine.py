@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import all_reduce, data_parallel_step, scaling
+from benchmarks import all_reduce, data_parallel_step, scaling, tensor_step
 from benchmarks.peers import launch
 from benchmarks.peers.timing import BATCH, LAYERS, batch, check_sum, median_call, median_step
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
+from helpers.nn.blocks import ALONE
 from helpers.nn.mlp import MLP
+from helpers.parallel.tensor import TensorParallel
 
 LAUNCH_SECONDS, LAUNCH_SECONDS_A_RANK = 0.05, 0.01
 TWO_CORES = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the targets are for two cores")
@@ -177,6 +179,20 @@ def test_a_step_that_forgets_the_exchange_is_not_measured():
     assert np.isfinite(whole[1]).all()
 
 
+def test_a_block_that_forgets_an_exchange_is_not_measured():
+    alone = tensor_step.Block(0, 2, ALONE)
+    with pytest.raises(RuntimeError, match="The block differs from that of one rank"):
+        tensor_step.check(alone, 0, 2)
+    tensor_step.check(tensor_step.Block(0, 1, ALONE), 0, 1)
+
+    def checked(rank):
+        block = tensor_step.Block(rank.index, rank.size, TensorParallel(rank.tensor))
+        tensor_step.check(block, rank.index, rank.size)
+        return np.abs(block.y).max() > 0
+
+    assert all(spmd.run(None, Mesh(tensor=2), checked).results)
+
+
 def test_scaling_measures_every_number_of_ranks():
     cases = scaling.run(1, threads=(1, 3), processes=(1, 2))
     assert [case.name for case in cases] == "threads 1,threads 3,processes 1,processes 2".split(",")
@@ -224,6 +240,16 @@ def test_the_data_parallel_step_is_as_quick_as_its_targets():
     [case] = data_parallel_step.run(7)
     assert 1.25 * case.ours <= case.peers["ddp"], case
     assert 0.97 * case.ours <= case.limit, case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@TWO_CORES
+@needs("dtensor")
+def test_the_tensor_parallel_step_is_as_quick_as_its_target():
+    [case] = tensor_step.run(7)
+    assert 1.2 * case.ours <= case.peers["dtensor"], case
+    assert case.ours < case.more["serial"], case
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ def test_a_gradient_of_another_network_is_refused():
     feedback.compress(np.ones(5))
     with pytest.raises(ValueError, match="has 4 numbers, the residual 5"):
         feedback.compress(np.ones(4))
-    with pytest.raises(ValueError, match="need one contiguous array"):
+    with pytest.raises(ValueError, match="needs one contiguous array"):
         PowerSGD(NETWORK, 1).compress(np.ones(4))
 
 

@@ -192,7 +192,7 @@ def test_every_loss_trains_as_serial_with_unequal_and_empty_shards(network):
         mine = slice(cuts[rank.index], cuts[rank.index + 1])
         trainer = DataParallel(rank, network, SGD(0.1), network.initialise(seed=0))
         for _ in range(STEPS):
-            trainer.step(x[mine], y[mine], rows=None if counted else 23)
+            trainer.step(x[mine], y[mine], divisor=None if counted else 23)
         return trainer.parameters
 
     for counted in (True, False):
@@ -565,20 +565,20 @@ def refused(program, *args, ranks=2):
     return str(failed.value).splitlines()[0], type(failed.value.__cause__)
 
 
-def one_step(rank, x, y, rows=None, **options):
+def one_step(rank, x, y, divisor=None, **options):
     seed = options.pop("seed", 0)
     parameters = NETWORK.initialise(seed, options.pop("dtype", np.float64))
-    return DataParallel(rank, NETWORK, SGD(0.1), parameters, **options).step(x, y, rows)
+    return DataParallel(rank, NETWORK, SGD(0.1), parameters, **options).step(x, y, divisor)
 
 
-def test_shards_of_different_widths_are_refused_with_the_ranks_named():
+def test_a_shard_of_another_width_is_refused_with_the_rank_named():
     x, y = table(4)
 
     def program(rank):
         one_step(rank, x[:, : 3 if rank.index == 1 else 5], y)
 
     message, cause = refused(program, ranks=3)
-    assert "the shards have different widths: rank 0 has 5, rank 1 has 3, rank 2 has 5" in message
+    assert "rank 1 of 3: ValueError: x has shape (4, 3): this network needs (rows, 5)" in message
     assert cause is ValueError
 
 
@@ -589,28 +589,29 @@ def test_ranks_that_start_from_different_parameters_are_refused():
     assert cause is ValueError
 
 
-@pytest.mark.parametrize("rows", [None, 0])
-def test_a_batch_without_rows_is_refused(rows):
+@pytest.mark.parametrize("divisor", [None, 0])
+def test_a_batch_without_rows_is_refused(divisor):
     x, y = table(0)
-    message, cause = refused(one_step, x, y, rows)
-    assert "the number of rows of the batch is 0: give 1 or more" in message
+    message, cause = refused(one_step, x, y, divisor)
+    later = "the number of rows of the batch that count is 0: give 1 or more"
+    assert later in message
     assert cause is ValueError
-    later = "the number of rows of the batch is 0"
 
     def program(rank):
         trainer = DataParallel(rank, NETWORK, SGD(0.1), NETWORK.initialise(0))
         trainer.step(*table(3))
-        trainer.step(x, y, rows)
+        trainer.step(x, y, divisor)
 
     assert later in refused(program)[0]
-    assert later in refused(lambda rank: shard(0, rank.data))[0]
+    none = "the number of rows of the batch is 0: give 1 or more"
+    assert none in refused(lambda rank: shard(0, rank.data))[0]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rows": 7}, "rows is 7, but the ranks have 8 rows together"),
-        ({"rows": 8.0}, "the number of rows of the batch is 8.0: give a whole number"),
+        ({"divisor": 7}, "the divisor is 7, but of the ranks' rows together 8 count"),
+        ({"divisor": 8.0}, "the number of rows of the batch that count is 8.0: give a whole"),
         ({"bucket_bytes": 0}, "bucket_bytes is 0: give 1 or more"),
         ({"bucket_bytes": 1.5}, "bucket_bytes is 1.5: give a whole number"),
         ({"microbatches": 0}, "microbatches is 0: give 1 or more"),
@@ -618,7 +619,7 @@ def test_a_batch_without_rows_is_refused(rows):
         ({"largest_norm": 0}, "largest_norm is 0: give a positive length, or None"),
         ({"largest_norm": np.nan}, "largest_norm is nan: give a positive length, or None"),
         ({"algorithm": "star"}, "no all-reduce is called 'star': choose one of"),
-        ({"dtype": np.float32}, "dtypes differ (x float64, parameters float32)"),
+        ({"dtype": np.float32}, "dtypes differ (parameters float32, x float64)"),
     ],
     ids=str,
 )
@@ -632,7 +633,7 @@ def test_impossible_settings_get_one_sentence(options, words):
 @pytest.mark.parametrize(
     ("x", "y", "words"),
     [
-        (np.ones(4), np.ones(4), "x has shape (4,): give (rows, 5)"),
+        (np.ones(4), np.ones(4), "x has shape (4,): this network needs (rows, 5)"),
         (np.ones((4, 3)), np.ones(4), "this network needs (rows, 5)"),
         (np.ones((4, 5)), np.ones(3), "x has 4 rows and y 3: give as many"),
         (np.ones((4, 5)), np.ones(5), "x has 4 rows and y 5: give as many"),
@@ -648,7 +649,7 @@ def test_parameters_of_another_network_are_refused():
     def program(rank):
         DataParallel(rank, NETWORK, SGD(0.1), np.zeros(3))
 
-    assert "need one contiguous array of shape" in refused(program)[0]
+    assert "needs one contiguous array of shape" in refused(program)[0]
 
 
 def test_batches_that_cannot_be_drawn_are_refused():

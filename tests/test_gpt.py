@@ -719,7 +719,7 @@ def flat(dtype=np.float64):
         (lambda: cross_entropy(normal(2, 3), np.array([0, 3])), ValueError, "or be -1"),
         (lambda: cross_entropy(normal(2, 3), np.array([0, -2])), ValueError, "from -2 to 0"),
         (lambda: cross_entropy(normal(2, 3), np.zeros(2)), TypeError, "give integers"),
-        (lambda: cross_entropy(normal(2, 3), np.zeros(3, int)), ValueError, r"targets \(3,\)"),
+        (lambda: cross_entropy(normal(2, 3), np.zeros(3, int)), ValueError, r"y \(3,\)"),
         (lambda: cross_entropy(normal(1, 3), np.array([0]), 0), ValueError, "divisor is 0"),
         (lambda: GPT(3, 4, 6, 4, 1), ValueError, "width 6 does not split over 4 heads"),
         (lambda: GPT(3, 4, 6, 2, 0), ValueError, "layers is 0: give 1 or more"),

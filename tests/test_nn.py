@@ -271,7 +271,7 @@ def test_losses_are_stable_for_large_scores(dtype):
         (lambda: softmax_loss(normal(3), np.zeros(3, int)), ValueError, r"\(n, classes\)"),
         (lambda: softmax_loss(normal(2, 3), np.array([0, 3])), ValueError, "go from 0 to 3"),
         (lambda: softmax_loss(normal(2, 3), np.array([-1, 0])), ValueError, "go from -1 to 0"),
-        (lambda: softmax_loss(normal(2, 3), np.zeros(2)), TypeError, "integer labels"),
+        (lambda: softmax_loss(normal(2, 3), np.zeros(2)), TypeError, "give integers"),
     ],
 )
 def test_losses_refuse_what_does_not_fit(call, error, sentence):
@@ -396,6 +396,18 @@ def test_a_network_is_equal_hashable_and_can_be_sent():
         mlp.loss = "softmax"
 
 
+def test_a_workspace_grows_with_the_batch_and_not_back():
+    mlp = MLP((5, 4, 1))
+    parameters, x, y = parameters_of(mlp), normal(9, 5), np.arange(9) % 2
+    workspace = mlp.workspace()
+    for rows in (2, 9, 3):
+        loss, gradient = mlp.loss_and_gradient(parameters, x[:rows], y[:rows], workspace=workspace)
+        expected = mlp.loss_and_gradient(parameters, x[:rows], y[:rows])
+        assert loss == expected[0] and np.array_equal(gradient, expected[1])
+    assert [array.shape for array in workspace.outputs] == [(9, 4), (9, 1)]
+    assert workspace.masks[0].shape == (9, 4) and workspace.masks[0].dtype == bool
+
+
 def test_a_step_in_given_memory_allocates_only_a_few_numbers_a_row():
     mlp, rows = MLP((20, 64, 64, 1)), 2000
     parameters, x = mlp.initialise(0, np.float32), normal(rows, 20, dtype="f4")
@@ -425,7 +437,7 @@ def test_a_step_in_given_memory_allocates_only_a_few_numbers_a_row():
         (lambda: MLP((3, 1), loss="hinge"), ValueError, "no loss is called 'hinge': choose one of"),
         (lambda: MLP((3, 2)), ValueError, "logistic loss needs 1 output, not 2"),
         (lambda: MLP((3, 1), loss="softmax"), ValueError, "at least 2"),
-        (lambda: MLP((3, 1)).views(normal(5)), ValueError, r"need one contiguous array of shape"),
+        (lambda: MLP((3, 1)).views(normal(5)), ValueError, r"needs one contiguous array of shape"),
         (lambda: MLP((3, 1)).views(normal(8)[::2]), ValueError, "contiguous"),
         (lambda: MLP((3, 1)).predict(normal(3), normal(2, 3)), ValueError, r"parameters of shape"),
         (lambda: MLP((3, 1)).predict(normal(4), normal(2, 4)), ValueError, r"needs \(rows, 3\)"),
@@ -441,11 +453,11 @@ def test_a_step_in_given_memory_allocates_only_a_few_numbers_a_row():
             r"out has shape \(5,\)",
         ),
         (
-            lambda: MLP((3, 1)).loss_and_gradient(
-                normal(4), normal(2, 3), [0, 1], workspace=MLP((3, 1)).workspace(1)
+            lambda: MLP((3, 1)).backward(
+                normal(4), normal(2, 3), normal(4), MLP((3, 1)).workspace(1)
             ),
             ValueError,
-            "holds 1 rows, the batch has 2",
+            "holds 1 rows, the batch has 2: run forward with this batch first",
         ),
         (
             lambda: MLP((3, 1)).loss_and_gradient(

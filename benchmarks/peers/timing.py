@@ -22,6 +22,10 @@ LAYERS = (64, 256, 256, 1)
 BATCH = 8192
 LEARNING_RATE = 0.1
 WARM_UP_STEPS, STEPS = 10, 30
+WIDTH, ROWS = 256, 2048
+"""Of the MLP block that is cut over tensor ranks: 256-1024-256, one row a position."""
+PIPELINE_LAYERS, PIPELINE_WIDTH = 8, 256
+PIPELINE_BATCH, MICROBATCHES = 4096, 8
 
 
 def median_call(call, barrier, calls, blocks):
@@ -104,6 +108,29 @@ def batch(index, size):
     y = (x[:, :8].sum(1) > 0).astype(np.float32)
     part = slice(index * BATCH // size, (index + 1) * BATCH // size)
     return x[part], y[part]
+
+
+def pipeline_batch():
+    """The batch of the benchmark of pipelines: what the network gets, and what it should give.
+
+    Returns
+    -------
+    x, y : ndarray, float32, (PIPELINE_BATCH, PIPELINE_WIDTH)
+    """
+    random = np.random.default_rng(0)
+    x = random.standard_normal((PIPELINE_BATCH, PIPELINE_WIDTH), np.float32)
+    return x, np.sin(x[:, ::-1])
+
+
+def positions():
+    """What an MLP block is given, the same for all ranks and all sides.
+
+    Returns
+    -------
+    x, dy : ndarray, float32, (ROWS, WIDTH)
+        The input, and a gradient by the output.
+    """
+    return np.random.default_rng(0).standard_normal((2, ROWS, WIDTH), np.float32)
 
 
 def report(value):

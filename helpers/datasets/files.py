@@ -22,7 +22,17 @@ ORIGINS = ("EWR", "JFK", "LGA")
 AIRLINES = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL",
             "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
 # fmt: on
-STUDIES = ("batch", "compression", "local", "precision", "stale", "stragglers", "warm_up")
+STUDIES = (
+    "batch",
+    "compression",
+    "gpt",
+    "local",
+    "pipedream",
+    "precision",
+    "stale",
+    "stragglers",
+    "warm_up",
+)
 FILES = (
     "airlines.parquet",
     "growth/accelerators.csv",

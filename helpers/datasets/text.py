@@ -309,8 +309,8 @@ def inputs_and_targets(codes) -> tuple[np.ndarray, np.ndarray]:
     -----
     For batches that are the same on any number of ranks, give both arrays to
     `helpers.parallel.training.Batches`. The loss takes ``targets >= 0`` only; lines are of unequal
-    length, so the parts of a batch have unequal numbers of targets: divide by that of the whole.
-    PyTorch needs both as ``int64``.
+    length, so the parts of a batch have unequal numbers of targets: divide by that of the whole
+    (``counted=gpt.counted``). PyTorch needs both as ``int64``.
 
     Examples
     --------

@@ -31,6 +31,8 @@ from helpers.nn.ends import (
     head_loss_grad_input,
     head_loss_grad_weights,
 )
+from helpers.nn.expert_gpt import ExpertGPT
+from helpers.nn.experts import expert_shapes, mixture, mixture_grad
 from helpers.nn.generate import generate
 from helpers.nn.gpt import GPT, GPTWorkspace, KeyValueCache
 from helpers.nn.layers import (
@@ -63,6 +65,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Alone",
+    "ExpertGPT",
     "GPTWorkspace",
     "KeyValueCache",
     "Memory",
@@ -86,6 +89,7 @@ __all__ = [
     "embed_grad",
     "embedding",
     "embedding_grad",
+    "expert_shapes",
     "gelu",
     "gelu_grad",
     "generate",
@@ -100,6 +104,8 @@ __all__ = [
     "linear_grad_input",
     "linear_grad_weights",
     "logistic_loss",
+    "mixture",
+    "mixture_grad",
     "named_views",
     "perceive",
     "perceive_grad",

@@ -16,7 +16,6 @@ import numpy as np
 
 from helpers.nn.blocks import Memory, block, block_grad, block_shapes, named_views
 from helpers.nn.ends import embed, embed_grad, head_loss, head_loss_grad, head_scores
-from helpers.nn.layers import check_dtypes
 from helpers.nn.network import Network
 from helpers.nn.tokens import IGNORE, check_tokens
 
@@ -322,27 +321,10 @@ class GPT(Network):
         return loss
 
     def backward(self, parameters, tokens, out, workspace):
-        """Write the gradient into ``out``, and yield each layer's number when its part is there.
+        """Write the gradient, and yield each layer's number; see `Network.backward`.
 
-        Layers come from the last to the first. While one part of the gradient is sent to other
-        ranks, the next one is computed. `forward` must have run with the same arguments.
-
-        Parameters
-        ----------
-        parameters, tokens, out, workspace
-            As for `forward`, and a flat array. Change neither the parameters nor the part of layer
-            0 in ``out`` before the end: the output writes its share of the table's gradient there
-            first.
-
-        Yields
-        ------
-        int
-            A layer whose ``slices`` of ``out`` are complete.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If shapes do not fit, dtypes differ, or `forward` has not run.
+        Do not change the part of layer 0 in ``out`` before the end: the output writes its share of
+        the table's gradient there first.
 
         Examples
         --------
@@ -354,8 +336,7 @@ class GPT(Network):
         >>> list(gpt.backward(parameters, tokens, gradient, workspace))
         [2, 1, 0]
         """
-        self.check_flat("the gradient", out)
-        check_dtypes(parameters=parameters, gradient=out)
+        self.check_gradient(parameters, out)
         self._check_workspace(workspace, parameters.dtype)
         tokens = check_tokens(tokens, self.vocabulary)
         if not workspace.kept or workspace.kept[-1].shape[:2] != tokens.shape:

@@ -194,6 +194,19 @@ def check_dtypes(**arrays):
         raise TypeError(f"dtypes differ ({found}): convert with astype until they are the same.")
 
 
+def check_integers(name, numbers, stop, ignore=None):
+    """The numbers as an integer array, each of them from 0 to ``stop - 1`` or ``ignore``."""
+    numbers = np.asarray(numbers)
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"{name} have dtype {numbers.dtype}: give integers.")
+    found = numbers if ignore is None else numbers[numbers != ignore]
+    if found.size and not (found.min() >= 0 and found.max() < stop):
+        also = "" if ignore is None else f", or be {ignore} where none counts"
+        span = f"go from {found.min()} to {found.max()}"
+        raise ValueError(f"{name} {span}: they must lie in 0 to {stop - 1}{also}.")
+    return numbers
+
+
 def ready(out, shape, dtype, name="out"):
     """The array to write into: ``out`` if it fits, a new one if it is None."""
     if out is None:

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from helpers.nn.layers import check_dtypes, ready
+from helpers.nn.layers import check_dtypes, check_integers, ready
 
 
 def logistic_loss(z, y, divisor=None, out=None):
@@ -113,7 +113,7 @@ def squared_loss(z, y, divisor=None, out=None):
     return value, np.multiply(dz, 2 / divisor, out=dz)
 
 
-def softmax_loss(z, y, divisor=None, out=None):
+def softmax_loss(z, y, divisor=None, out=None, ignore=None):
     """The cross-entropy of the softmax of ``z``, and its gradient.
 
     For a row: ``log(sum(exp(z))) - z[y]``. The gradient is ``softmax(z)``, less 1 at the label
@@ -126,8 +126,12 @@ def softmax_loss(z, y, divisor=None, out=None):
         Scores: logarithms of probabilities, up to a constant for each row.
     y : integer array of shape (n,)
         Labels, from 0 to classes - 1.
-    divisor, out
-        As for `logistic_loss`.
+    divisor : number, optional
+        What the sum over the rows is divided by. Default: the number of rows that count.
+    out : array of the shape of ``z``, optional
+        Where to write the gradient; may be ``z`` itself.
+    ignore : int, optional
+        A row with this label does not count: its loss and its gradient are 0.
 
     Returns
     -------
@@ -149,16 +153,17 @@ def softmax_loss(z, y, divisor=None, out=None):
     (0.693, [[0.5, -0.5]])
     """
     check_dtypes(z=z)
-    y = _labels(y, z)
-    divisor = _checked_divisor(divisor, z)
-    rows = np.arange(len(z))
+    y = _labels(y, z, ignore)
+    counts = y != ignore  # all, if that is None
+    divisor = _checked_divisor(divisor, y[counts])
+    rows, label = np.arange(len(z)), np.where(counts, y, 0)
     dz = np.subtract(z, z.max(axis=1, keepdims=True), out=ready(out, z.shape, z.dtype))
-    at_label = dz[rows, y]
+    at_label = dz[rows, label]
     total = np.exp(dz, out=dz).sum(axis=1, keepdims=True)
     value = np.log(total[:, 0]) - at_label
-    dz /= total
-    dz[rows, y] -= 1
-    return _total(value, divisor), np.divide(dz, divisor, out=dz)
+    dz *= (counts / divisor).astype(z.dtype)[:, np.newaxis] / total
+    dz[rows, label] -= counts / divisor
+    return _total(value[counts], divisor), dz
 
 
 def _targets(y, z):
@@ -171,19 +176,11 @@ def _targets(y, z):
     return y.astype(z.dtype, copy=False).reshape(z.shape)
 
 
-def _labels(y, z):
-    """The labels as an integer array, each of them a class of ``z``."""
-    y = np.asarray(y)
-    if z.ndim != 2 or y.shape != (len(z),) or z.shape[1] < 1:
-        raise ValueError(f"z has shape {z.shape} and y {y.shape}: give (n, classes) and (n,).")
-    if y.dtype.kind not in "iu":
-        raise TypeError(f"y has dtype {y.dtype}: the softmax loss needs integer labels.")
-    if len(y) and not (y.min() >= 0 and y.max() < z.shape[1]):
-        raise ValueError(
-            f"labels go from {y.min()} to {y.max()}: with {z.shape[1]} scores a row they must "
-            f"lie in 0 to {z.shape[1] - 1}."
-        )
-    return y
+def _labels(y, z, ignore):
+    """The labels as an integer array, each of them a class of ``z``, or to be ignored."""
+    if z.ndim != 2 or np.shape(y) != (len(z),) or z.shape[1] < 1:
+        raise ValueError(f"z has shape {z.shape} and y {np.shape(y)}: give (n, classes) and (n,).")
+    return check_integers("labels", y, z.shape[1], ignore)
 
 
 def _checked_divisor(divisor, z):

@@ -241,21 +241,7 @@ class MLP(Network):
         return loss
 
     def backward(self, parameters, x, out, workspace):
-        """Write the gradient into ``out``, and yield each layer's number when its part is there.
-
-        Layers come from the last to the first. While one part of the gradient is sent to other
-        ranks, the next one is computed. `forward` must have run with the same arguments.
-
-        Parameters
-        ----------
-        parameters, x, out, workspace
-            As for `forward`, and a flat array. Do not change the parameters before the end: the
-            layer that was named last still needs its weights.
-
-        Yields
-        ------
-        int
-            A layer whose ``slices`` of ``out`` are complete.
+        """Write the gradient, and yield each layer's number; see `Network.backward`.
 
         Examples
         --------
@@ -268,8 +254,7 @@ class MLP(Network):
         [(9, 13), (0, 9)]
         """
         self.check_inputs(parameters, x)
-        self.check_flat("the gradient", out)
-        check_dtypes(parameters=parameters, gradient=out)
+        self.check_gradient(parameters, out)
         self._check_workspace(workspace, x.dtype)
         return self._layers_backward(parameters, x, out, workspace.first(len(x)))
 

@@ -53,6 +53,23 @@ class Network(ABC):
 
         Layers come from the last to the first. While one part of the gradient is sent to other
         ranks, the next one is computed. `forward` must have run with the same arguments.
+
+        Parameters
+        ----------
+        parameters, x, workspace
+            As for `forward`. Do not change the parameters before the end.
+        out : array of shape (size,)
+            Where to write the gradient.
+
+        Yields
+        ------
+        int
+            A layer whose ``slices`` of ``out`` are complete.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If shapes do not fit, dtypes differ, or `forward` has not run.
         """
 
     def counted(self, y):
@@ -105,6 +122,11 @@ class Network(ABC):
         for _layer in self.backward(parameters, x, out, workspace):
             pass
         return loss, out
+
+    def check_gradient(self, parameters, out):
+        """Raise unless the gradient can be written into ``out``."""
+        self.check_flat("the gradient", out)
+        check_dtypes(parameters=parameters, gradient=out)
 
     def check_flat(self, name, flat):
         """Raise unless this is a flat array of the network's size."""

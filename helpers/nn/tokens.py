@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.nn.layers import check_dtypes, ready
-from helpers.nn.losses import _checked_divisor
+from helpers.nn.layers import check_dtypes, check_integers, ready
+from helpers.nn.losses import softmax_loss
 
 # The target of a position that does not count, such as padding.
 IGNORE = -1
@@ -124,34 +124,16 @@ def embedding_grad(dy, tokens, dtable, dpositions, add=False, one_hot=None):
 
 
 def cross_entropy(z, targets, divisor=None, out=None):
-    """The cross-entropy over a vocabulary, and its gradient; a target of -1 does not count.
-
-    For a row: ``log(sum(exp(z))) - z[target]``; the gradient is ``softmax(z)``, less 1 at the
-    target, as for `helpers.nn.softmax_loss`. Rows that do not count have loss and gradient 0.
+    """`helpers.nn.softmax_loss` over a vocabulary, where a target of -1 does not count.
 
     Parameters
     ----------
     z : float array of shape (n, vocabulary)
-        Scores: logarithms of probabilities, up to a constant for each row.
     targets : integer array of shape (n,)
         The token that comes next, or -1 where none is asked for, as in padding.
-    divisor : number, optional
-        What the sum over the rows is divided by. Default: the number of rows that count. A rank
-        with a shard of a batch gives the number of the whole batch.
-    out : array of the shape of ``z``, optional
-        Where to write the gradient; may be ``z`` itself.
-
-    Returns
-    -------
-    value : float
-    dz : array of the shape of ``z``
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, a target is no token, or the divisor is not positive.
-    TypeError
-        If ``z`` is no floating-point array or targets are no integers.
+    divisor, out
+        As for `helpers.nn.softmax_loss`, as are the results and the errors. A rank with a shard of
+        a batch gives the number of targets that count in the whole batch.
 
     Examples
     --------
@@ -160,49 +142,14 @@ def cross_entropy(z, targets, divisor=None, out=None):
     >>> round(value, 3), dz.tolist()
     (0.693, [[0.5, -0.5], [0.0, 0.0]])
     """
-    check_dtypes(z=z)
-    targets = _check_targets(targets, z)
-    counts = targets != IGNORE
-    divisor = _checked_divisor(divisor, targets[counts])
-    rows, at = np.arange(len(z)), np.where(counts, targets, 0)
-    dz = np.subtract(z, z.max(axis=1, keepdims=True), out=ready(out, z.shape, z.dtype))
-    at_target = dz[rows, at]
-    total = np.exp(dz, out=dz).sum(axis=1, keepdims=True)
-    value = np.log(total[:, 0]) - at_target
-    dz *= (counts / divisor).astype(z.dtype)[:, np.newaxis] / total
-    dz[rows, at] -= counts / divisor
-    return float(np.sum(value[counts], dtype=np.float64)) / divisor, dz
+    return softmax_loss(z, targets, divisor, out, ignore=IGNORE)
 
 
 def check_tokens(tokens, vocabulary):
     """The tokens as an integer array of shape (batch, length), each of them in the vocabulary."""
-    tokens = np.asarray(tokens)
-    if tokens.dtype.kind not in "iu":
-        raise TypeError(f"tokens have dtype {tokens.dtype}: give integers.")
+    tokens = check_integers("tokens", tokens, vocabulary)
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         raise ValueError(
             f"tokens have shape {tokens.shape}: give (batch, length), with at least one token each."
         )
-    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocabulary):
-        raise ValueError(
-            f"tokens go from {tokens.min()} to {tokens.max()}: with a vocabulary of {vocabulary} "
-            f"they must lie in 0 to {vocabulary - 1}."
-        )
     return tokens
-
-
-def _check_targets(targets, z):
-    """The targets as an integer array, each of them a token or -1."""
-    targets = np.asarray(targets)
-    if z.ndim != 2 or targets.shape != (len(z),) or z.shape[1] < 1:
-        raise ValueError(
-            f"z has shape {z.shape} and targets {targets.shape}: give (n, vocabulary) and (n,)."
-        )
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"targets have dtype {targets.dtype}: give integers.")
-    if len(targets) and not (targets.min() >= IGNORE and targets.max() < z.shape[1]):
-        raise ValueError(
-            f"targets go from {targets.min()} to {targets.max()}: with {z.shape[1]} scores a row "
-            f"they must lie in 0 to {z.shape[1] - 1}, or be {IGNORE} where none counts."
-        )
-    return targets

@@ -1,8 +1,9 @@
 """Synchronous data parallelism: each rank its rows, one gradient, one step, the same bits on all.
 
 A rank takes the gradient of the SUM over its rows, divided by the number of rows of the whole
-batch. These gradients add up to the gradient of the whole batch, however unequal the shards are; a
-mean of means would not. The sum goes to all ranks (all-reduce), and each takes the same step.
+batch (for text: of the tokens that are asked for). These gradients add up to the gradient of the
+whole batch, however unequal the shards are; a mean of means would not. The sum goes to all ranks
+(all-reduce), and each takes the same step.
 
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
 section 3.2 (buckets, overlap with the backward pass, accumulation without exchange).
@@ -17,7 +18,6 @@ import numpy as np
 
 from helpers.engine.collectives import ALGORITHMS, all_reduce
 from helpers.engine.events import Event
-from helpers.nn.layers import check_dtypes
 from helpers.nn.optimisers import clip_by_global_norm
 from helpers.parallel.shards import (
     alone,
@@ -38,7 +38,7 @@ __all__ = [
     "shard",
 ]
 
-BATCH_ROWS = "the number of rows of the batch"
+DIVISOR = "the number of rows of the batch that count"
 
 
 class DataParallel:
@@ -47,7 +47,8 @@ class DataParallel:
     Parameters
     ----------
     rank : Rank
-    mlp : MLP
+    model : Network
+        An `MLP`, a `GPT`, or another one with the methods of `helpers.nn.Network`.
     optimiser : SGD or Adam
     parameters : float array of shape (size,)
         The same on all ranks; each step changes them in place.
@@ -90,7 +91,7 @@ class DataParallel:
     >>> def program(rank):
     ...     mlp, mine = MLP((2, 3, 1)), shard(5, rank.data)
     ...     trainer = DataParallel(rank, mlp, SGD(0.1), mlp.initialise(seed=0))
-    ...     trainer.step(x[mine], y[mine], rows=5)
+    ...     trainer.step(x[mine], y[mine], divisor=5)
     ...     return trainer.parameters
     >>> serial, = spmd.run(None, Mesh(data=1), program).results
     >>> first, second = spmd.run(None, Mesh(data=2), program).results
@@ -101,7 +102,7 @@ class DataParallel:
     def __init__(
         self,
         rank,
-        mlp,
+        model,
         optimiser,
         parameters,
         *,
@@ -112,35 +113,38 @@ class DataParallel:
         largest_norm=None,
         algorithm=None,
     ):
-        mlp.views(parameters)  # refuses what is not the network's
+        model.check_flat("parameters", parameters)
         if largest_norm is not None and not largest_norm > 0:
             raise ValueError(f"largest_norm is {largest_norm}: give a positive length, or None.")
         if algorithm is not None and algorithm not in ALGORITHMS:
             raise ValueError(f"no all-reduce is called {algorithm!r}: choose one of {ALGORITHMS}.")
-        self.rank, self.mlp, self.optimiser = rank, mlp, optimiser
+        self.rank, self.model, self.optimiser = rank, model, optimiser
         self.group = rank.data if group is None else group
         self.parameters, self.steps = parameters, 0
-        self.state = optimiser.start(mlp.size, parameters.dtype)
-        self.gradient = rank.empty(mlp.size, parameters.dtype)
+        self.state = optimiser.start(model.size, parameters.dtype)
+        self.gradient = rank.empty(model.size, parameters.dtype)
         self.microbatches = positive("microbatches", microbatches)
         # What one micro-batch adds; the first of them is written straight into the gradient.
         self._part = np.empty_like(parameters) if self.microbatches > 1 else None
-        self._buckets = {b.layer: b for b in buckets(mlp, bucket_bytes, parameters.dtype)}
+        self._buckets = {b.layer: b for b in buckets(model, bucket_bytes, parameters.dtype)}
         self._overlap = overlap and len(self._buckets) > 1
         self._largest_norm, self._algorithm = largest_norm, algorithm
-        self._workspace = mlp.workspace(0, parameters.dtype)
+        self._workspace = model.workspace(dtype=parameters.dtype)
 
-    def step(self, x, y, rows=None, rate=None):
+    def step(self, x, y, divisor=None, rate=None):
         """Take one step along the gradient of the whole batch. All ranks call it together.
 
         Parameters
         ----------
-        x : array of shape (n, inputs)
-            This rank's rows, perhaps none; of the dtype of the parameters.
-        y : array of shape (n,)
+        x : array of n rows
+            This rank's part of the batch, perhaps empty: numbers of the dtype of the parameters,
+            or for a GPT tokens.
+        y : array of n rows
             Their labels or targets.
-        rows : int, optional
-            Rows of all ranks together. Default: they are counted, which costs a small exchange.
+        divisor : int, optional
+            How many targets of all ranks together count: the rows of the whole batch, for a GPT
+            its targets that are not -1. Default: they are counted (`Network.counted`), which costs
+            a small exchange.
         rate : float, optional
             Instead of the optimiser's own.
 
@@ -154,11 +158,11 @@ class DataParallel:
         FloatingPointError
             If a gradient of this rank is NaN or infinite. It is found before it is sent.
         ValueError, TypeError
-            If the batch has no row, or shapes or dtypes do not fit. In the first step also if the
-            ranks have shards of different widths, or different parameters.
+            If nothing in the batch counts, or shapes or dtypes do not fit. In the first step also
+            if the ranks have different parameters, or the divisor is not what they count.
         """
-        rows = self._rows_of_all(x, y, rows)
-        loss, works = self._backward(x, y, rows)
+        divisor = self._checked_divisor(x, y, divisor)
+        loss, works = self._backward(x, y, divisor)
         for work in works:
             work.wait()
         if self._largest_norm is not None:
@@ -169,32 +173,32 @@ class DataParallel:
         self.steps += 1
         return loss
 
-    def _rows_of_all(self, x, y, rows):
-        """The number of rows of the whole batch; in the first step the ranks compare more."""
-        check_dtypes(x=x, parameters=self.parameters)
-        if x.ndim != 2:
-            raise ValueError(f"x has shape {x.shape}: give (rows, {self.mlp.widths[0]}).")
+    def _checked_divisor(self, x, y, divisor):
+        """How many rows of the whole batch count; in the first step the ranks compare more."""
+        self.model.check_inputs(self.parameters, x)
         if len(x) != len(y):
             raise ValueError(f"x has {len(x)} rows and y {len(y)}: give as many.")
-        if rows is not None:
-            rows = positive(BATCH_ROWS, rows)
+        if divisor is not None:
+            divisor = positive(DIVISOR, divisor)
         if self.steps == 0:
-            found = compare(self.group, x, self.parameters)
-            if rows not in (None, found):
-                raise ValueError(f"rows is {rows}, but the ranks have {found} rows together.")
-        elif rows is None:
-            found = int(all_reduce(self.group, np.array(len(x), np.int64)))
+            found = compare(self.group, self.model.counted(y), self.parameters)
+            if divisor not in (None, found):
+                raise ValueError(
+                    f"the divisor is {divisor}, but of the ranks' rows together {found} count."
+                )
+        elif divisor is None:
+            found = int(all_reduce(self.group, np.array(self.model.counted(y), np.int64)))
         else:
-            found = rows
-        return positive(BATCH_ROWS, found)
+            found = divisor
+        return positive(DIVISOR, found)
 
-    def _backward(self, x, y, rows):
+    def _backward(self, x, y, divisor):
         """This rank's share of the loss, and the exchanges that still go on."""
         loss, works = 0.0, []
         # At least one part, so that a rank without rows has a gradient too: zeros.
         parts = cuts(len(x), min(self.microbatches, max(1, len(x))))
         for number, part in enumerate(parts):
-            added, layers = self._microbatch(x[part], y[part], rows, number)
+            added, layers = self._microbatch(x[part], y[part], divisor, number)
             loss += added
             for layer in layers:
                 bucket = self._buckets.get(layer) if number == len(parts) - 1 else None
@@ -203,23 +207,21 @@ class DataParallel:
                     works += self._start(bucket)
         return loss, works
 
-    def _microbatch(self, x, y, rows, number):
+    def _microbatch(self, x, y, divisor, number):
         """The loss of some rows, and the layers whose gradients are complete, one by one."""
-        if len(x) > len(self._workspace.outputs[0]):
-            self._workspace = self.mlp.workspace(len(x), x.dtype)
         with self.rank.record("forward", microbatch=number):
-            loss = self.mlp.forward(self.parameters, x, y, self._workspace, rows)
+            loss = self.model.forward(self.parameters, x, y, self._workspace, divisor)
         return loss, self._layers(x, number)
 
     def _layers(self, x, number):
         """The backward pass of one micro-batch; its gradient is added to those before it."""
         out = self.gradient if number == 0 else self._part
-        layers = self.mlp.backward(self.parameters, x, out, self._workspace)
-        for layer in reversed(range(len(self.mlp.slices))):
+        layers = self.model.backward(self.parameters, x, out, self._workspace)
+        for layer in reversed(range(len(self.model.slices))):
             with self.rank.record("backward", layer=layer, microbatch=number):
                 next(layers)
                 if number > 0:
-                    place = slice(*self.mlp.slices[layer])
+                    place = slice(*self.model.slices[layer])
                     self.gradient[place] += self._part[place]
             yield layer
 
@@ -233,10 +235,10 @@ class DataParallel:
             if np.isfinite(part).all():
                 return
             deque(layers, maxlen=0)  # the layers before it too, so that all can be named
+        where = describe_not_finite(self.model, self.gradient)
         raise FloatingPointError(
-            f"on rank {self.rank.index}, in step {self.steps}, the gradient is not finite: "
-            f"{describe_not_finite(self.mlp, self.gradient)}. Steps count from 0. Look for NaN in "
-            "this rank's rows, or lower the rate."
+            f"on rank {self.rank.index}, in step {self.steps}, the gradient is not finite: {where}."
+            " Steps count from 0. Look for NaN in this rank's rows, or lower the rate."
         )
 
     def _start(self, bucket):
@@ -251,12 +253,12 @@ class DataParallel:
         return []
 
 
-def describe_not_finite(mlp, gradient):
+def describe_not_finite(model, gradient):
     """Where a gradient is NaN or infinite, in words.
 
     Parameters
     ----------
-    mlp : MLP
+    model : Network
     gradient : float array of shape (size,)
 
     Returns
@@ -271,7 +273,7 @@ def describe_not_finite(mlp, gradient):
     'layer 0 has 2 NaN, layer 1 has 1 infinite'
     """
     found = []
-    for layer, place in enumerate(mlp.slices):
+    for layer, place in enumerate(model.slices):
         part = gradient[slice(*place)]
         counts = {"NaN": np.isnan(part).sum(), "infinite": np.isinf(part).sum()}
         words = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)

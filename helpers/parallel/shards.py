@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers.engine.collectives import all_gather, all_reduce
-from helpers.engine.ranks import Group
+from helpers.engine.groups import Group
 from helpers.nn.layers import check_dtypes
 
 
@@ -75,12 +75,12 @@ class Bucket(NamedTuple):
     stop: int
 
 
-def buckets(mlp, bucket_bytes=None, dtype=np.float64):
+def buckets(model, bucket_bytes=None, dtype=np.float64):
     """Cut the gradient into buckets, in the order in which the backward pass completes them.
 
     Parameters
     ----------
-    mlp : MLP
+    model : Network
     bucket_bytes : int, optional
         A bucket is closed once it holds so many bytes; a layer is never cut. Default: one bucket.
     dtype : dtype
@@ -102,11 +102,11 @@ def buckets(mlp, bucket_bytes=None, dtype=np.float64):
     [Bucket(layer=1, start=15, stop=26), Bucket(layer=0, start=0, stop=15)]
     """
     itemsize = np.dtype(dtype).itemsize
-    least = mlp.size * itemsize
+    least = model.size * itemsize
     if bucket_bytes is not None:
         least = positive("bucket_bytes", bucket_bytes)
-    found, stop = [], mlp.size
-    for layer, (start, _) in reversed(list(enumerate(mlp.slices))):
+    found, stop = [], model.size
+    for layer, (start, _) in reversed(list(enumerate(model.slices))):
         if layer == 0 or (stop - start) * itemsize >= least:
             found.append(Bucket(layer, start, stop))
             stop = start
@@ -159,14 +159,14 @@ def average_parameters(group, parameters, rows, out=None):
     return all_reduce(group, out, out=out)
 
 
-def compare(group, x, parameters):
-    """Count the rows of all ranks, once their shards and parameters are known to fit together.
+def compare(group, counted, parameters):
+    """The sum of what all ranks have counted, once all are known to start from the same point.
 
     Parameters
     ----------
     group : Group
-    x : array of shape (n, inputs)
-        This rank's shard.
+    counted : int
+        This rank's number.
     parameters : contiguous array
         Where this rank starts.
 
@@ -177,20 +177,17 @@ def compare(group, x, parameters):
     Raises
     ------
     ValueError
-        On all ranks, if some have shards of different widths, or different parameters.
+        On all ranks, if some have different parameters.
     """
-    mine = [[len(x), x.shape[1], zlib.crc32(parameters)]]
-    rows, widths, sums = all_gather(group, np.array(mine, np.int64)).T
-    if len(set(widths)) > 1:
-        found = ", ".join(f"rank {rank} has {width}" for rank, width in zip(group.members, widths))
-        raise ValueError(f"the shards have different widths: {found} columns. Give all the same.")
+    mine = [[counted, zlib.crc32(parameters)]]
+    numbers, sums = all_gather(group, np.array(mine, np.int64)).T
     other = [group.members[place] for place in np.flatnonzero(sums != sums[0])]
     if other:
         raise ValueError(
             f"ranks {', '.join(map(str, other))} start with other parameters than rank "
             f"{group.members[0]}: initialise all with the same seed and dtype."
         )
-    return int(rows.sum())
+    return int(numbers.sum())
 
 
 def cuts(rows, parts):

@@ -292,8 +292,8 @@ class GPTStage:
 
     @property
     def working_bytes(self) -> int:
-        """Bytes to work in: of one block, whichever it is, and one micro-batch at a time."""
-        return self._again.nbytes + self.scratch.nbytes
+        """Bytes to work in: for one block and one micro-batch at a time, and what this adds."""
+        return self._again.nbytes + self.scratch.nbytes + self._added.nbytes
 
     # ------------------------------------------------------------ parts of a pass
 

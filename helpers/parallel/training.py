@@ -13,20 +13,22 @@ from helpers.parallel.shards import shard
 
 
 class Batches:
-    """Random batches of a table: the same rows in each step, however many ranks share them.
+    """Random batches of a table or a text: the same rows however many ranks share them.
 
     The rows are shuffled, gone through batch by batch, and shuffled anew. A batch may begin in one
     round and end in the next, so that all are equally large.
 
     Parameters
     ----------
-    x : array of shape (n, inputs)
-    y : array of shape (n,)
-        The whole table, on each rank. It is only read: ranks that are threads may share it.
+    x, y : array of n rows
+        The whole table, or all lines, on each rank. They are only read: ranks that are threads may
+        share them.
     rows : int
         Rows of one batch, all ranks together: 1 to n.
     seed : int
         Not negative. The same on all ranks.
+    counted : function, optional
+        Of the targets of a batch: how many of them count. For text `GPT.counted`; else all count.
 
     Raises
     ------
@@ -49,12 +51,13 @@ class Batches:
     (True, [2, 1, 1])
     """
 
-    def __init__(self, x, y, rows, seed=0):
+    def __init__(self, x, y, rows, seed=0, counted=len):
         if len(x) != len(y):
             raise ValueError(f"x has {len(x)} rows and y {len(y)}: give as many.")
         if not 1 <= operator.index(rows) <= len(x):
             raise ValueError(f"a batch of {rows} rows: the table has {len(x)}, give 1 to {len(x)}.")
         self.x, self.y, self.rows, self.seed = x, y, operator.index(rows), seed
+        self.counted = counted
         self._orders = {}  # round -> order of the rows; the last two are kept
 
     def numbers(self, step):
@@ -66,9 +69,10 @@ class Batches:
         return found
 
     def __call__(self, step, group):
-        """This rank's part of a batch: ``(x, y, rows)``, with the rows of the whole batch."""
-        numbers = self.numbers(step)[shard(self.rows, group)]
-        return self.x[numbers], self.y[numbers], self.rows
+        """This rank's part of a batch: ``(x, y, divisor)``, the divisor that of the whole batch."""
+        numbers = self.numbers(step)
+        mine = numbers[shard(self.rows, group)]
+        return self.x[mine], self.y[mine], self.counted(self.y[numbers])
 
     def _order(self, around):
         orders = self._orders  # other threads never change it, they put a new one in its place
@@ -95,7 +99,7 @@ class Training(NamedTuple):
 
 def train(
     rank,
-    mlp,
+    model,
     optimiser,
     batches,
     steps,
@@ -111,12 +115,12 @@ def train(
     Parameters
     ----------
     rank : Rank
-    mlp : MLP
+    model : Network
+        An `MLP`, a `GPT`, or another one with the methods of `helpers.nn.Network`.
     optimiser : SGD or Adam
     batches : callable
-        ``batches(step, group)`` is ``(x, y, rows)``: this rank's part of the batch of a step
-        (counted from 0), and the number of rows of all parts, or None to have them counted.
-        `Batches` is one.
+        ``batches(step, group)`` is ``(x, y, divisor)``: what `DataParallel.step` is given in a step
+        (counted from 0). `Batches` is one.
     steps : int
     parameters : float array of shape (size,), optional
         Where to start, the same on all ranks; they are changed in place. Default: initialised.
@@ -152,11 +156,11 @@ def train(
     ([0.6, 0.1], True)
     """
     if parameters is None:
-        parameters = mlp.initialise(seed, dtype)
-    trainer = DataParallel(rank, mlp, optimiser, parameters, **options)
+        parameters = model.initialise(seed, dtype)
+    trainer = DataParallel(rank, model, optimiser, parameters, **options)
     shares = np.zeros(operator.index(steps))
     for step in range(len(shares)):
-        x, y, rows = batches(step, trainer.group)
-        shares[step] = trainer.step(x, y, rows, rate(step) if rate else None)
+        x, y, divisor = batches(step, trainer.group)
+        shares[step] = trainer.step(x, y, divisor, rate(step) if rate else None)
     # The shares of all steps are added up in one exchange at the end, not in one each step.
     return Training(parameters, all_reduce(trainer.group, shares, out=shares))
