@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-GIVES = {"forward": "output", "backward": "gradient", "input": "gradient", "weight": "nothing"}
+from helpers.planner.timelines import GIVES, operations_of
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,14 @@ def fit(events, *more) -> Costs:
         Of a run on ranks that each had a core, perhaps of several steps. An operation's `nbytes`
         are those of what it gave to another stage.
     *more : list of Event
-        Runs with messages of other sizes, between the same ranks. With them the two parts of a
-        message's time are told apart; without them all of it is called latency.
+        Further runs. A kind of operation that does not occur in the first one is taken from them.
+        Where their messages have other sizes, the two parts of a message's time are told apart;
+        else all of it is called latency.
 
     Returns
     -------
     Costs
-        Kinds of operations that did not occur keep no time: using them is an error.
+        A kind of operation that did not occur at all has no time: it is not a number.
 
     Raises
     ------
@@ -111,9 +112,12 @@ def fit(events, *more) -> Costs:
     >>> found.forward, found.backward, found.latency, found.nbytes
     ((1.0, 1.0), (3.0, 3.0), 0.25, 8)
     """
-    work = operations_of(events)
-    last = max(event.layer for event in work)
-    seconds = {kind: _by_stage(work, kind, last) for kind in GIVES}
+    seconds = dict.fromkeys(GIVES)
+    for kind in GIVES:
+        for run in (events, *more):
+            seconds[kind] = seconds[kind] or _by_stage(operations_of(run), kind)
+        if seconds[kind] is None and kind != "backward":
+            seconds[kind] = float("nan")
     points = [point for run in (events, *more) for point in message_times(run)]
     latency, byte_seconds = _line(points)
     sizes = [nbytes for nbytes, _ in message_times(events)]
@@ -121,33 +125,12 @@ def fit(events, *more) -> Costs:
     return Costs(**seconds, latency=latency, byte_seconds=byte_seconds, nbytes=nbytes)
 
 
-def operations_of(events) -> list:
-    """The events that are operations of a schedule, in order of their start.
-
-    Raises
-    ------
-    ValueError
-        There is none, or one says not which stage or which micro-batch it was.
-    """
-    work = sorted((e for e in events if e.operation in GIVES), key=lambda e: e.start)
-    if not work:
-        raise ValueError(f"No event is an operation of a schedule: {', '.join(GIVES)}.")
-    for event in work:
-        if event.layer is None or event.microbatch is None:
-            raise ValueError(
-                f"{event.operation} at {event.start:g} s has no stage or no micro-batch: record "
-                "it with layer and microbatch."
-            )
-    return work
-
-
-def _by_stage(work, kind, last):
+def _by_stage(work, kind):
     """Median seconds of a kind of operation on each stage; None where it did not occur at all."""
-    found = [
-        [e.length for e in work if (e.operation, e.layer) == (kind, s)] for s in range(last + 1)
-    ]
+    stages = range(1 + max(event.layer for event in work))
+    found = [[e.length for e in work if (e.operation, e.layer) == (kind, s)] for s in stages]
     if not any(found):
-        return None if kind == "backward" else float("nan")
+        return None
     return tuple(median(lengths) if lengths else float("nan") for lengths in found)
 
 

@@ -8,27 +8,39 @@ Costs are given, or fitted to a measured run (`helpers.planner.costs`).
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
 from helpers.engine.events import Event
-from helpers.planner.costs import GIVES, Costs, fit, needs, operations_of
-from helpers.planner.stages import balance
+from helpers.planner.costs import Costs, fit, needs
+from helpers.planner.stages import activation_bytes, balance, kept_numbers, with_recomputation
+from helpers.planner.timelines import (
+    GIVES,
+    bubble,
+    operations_of,
+    peak_activations,
+    step_of,
+    step_seconds,
+    typical_step,
+)
 
 __all__ = [
     "GIVES",
     "Costs",
+    "activation_bytes",
     "assemble",
     "balance",
     "bubble",
     "find_fault",
     "fit",
+    "kept_numbers",
     "needs",
     "peak_activations",
     "simulate",
     "step_of",
     "step_seconds",
+    "typical_step",
+    "with_recomputation",
 ]
 
 
@@ -253,108 +265,3 @@ def _stuck(plan, place, there, last):
             missing = next(need for need in needs(operation, stage, last) if need not in there)
             found.append((rank, operation, missing))
     return found
-
-
-def bubble(events, ranks: int) -> float:
-    """The share of the ranks' time in which they do not compute.
-
-    Parameters
-    ----------
-    events : list of Event
-        Measured or simulated; "wait" is not computing.
-    ranks : int
-
-    Returns
-    -------
-    float
-        From 0 to 1, of the time from the first event to the end of the last.
-
-    Examples
-    --------
-    >>> bubble([Event(0, "forward", 0, 1, 0, 0, 0), Event(1, "forward", 1, 1, 0, 1, 0)], ranks=2)
-    0.5
-    """
-    work = operations_of(events)
-    return 1 - sum(e.length for e in work) / (ranks * step_seconds(events))
-
-
-def step_of(events, number: int = -1) -> list[Event]:
-    """One step of a measured run of several: its operations, and what happened meanwhile.
-
-    Parameters
-    ----------
-    events : list of Event
-        Of steps that all have the same operations.
-    number : int
-        Which step; default: the last.
-
-    Returns
-    -------
-    list of Event
-        Time 0 is when its first operation began. Events that are no operations are there if they
-        began on their rank during the step.
-
-    Examples
-    --------
-    >>> twice = [Event(0, "forward", start, 1, 0, 0, 0) for start in (3, 7)]
-    >>> [(e.start, e.length) for e in step_of(twice, 0)], len(step_of(twice))
-    ([(0, 1)], 1)
-    """
-    found = defaultdict(list)
-    for event in operations_of(events):
-        found[event.rank, event.operation, event.layer, event.microbatch].append(event)
-    step = [times[number] for times in found.values()]
-    zero = min(event.start for event in step)
-    until = defaultdict(lambda: zero)
-    for event in step:
-        until[event.rank] = max(until[event.rank], event.stop)
-    other = [e for e in events if e.operation not in GIVES and zero <= e.start < until[e.rank]]
-    whole = [replace(event, start=event.start - zero) for event in (*step, *other)]
-    return sorted(whole, key=lambda event: (event.start, event.rank))
-
-
-def step_seconds(events) -> float:
-    """Seconds from the first operation's start to the last one's end.
-
-    Examples
-    --------
-    >>> step_seconds([Event(0, "forward", 2, 1, 0, 0, 0), Event(1, "forward", 3, 1, 0, 1, 0)])
-    2
-    """
-    work = operations_of(events)
-    return max(e.stop for e in work) - min(e.start for e in work)
-
-
-def peak_activations(events, ranks: int) -> list[int]:
-    """Of how many micro-batches (and chunks) each rank keeps activations at most.
-
-    They are kept from the forward pass to the end of the backward pass, or of the weight gradient
-    where the backward pass is in two halves.
-
-    Parameters
-    ----------
-    events : list of Event
-    ranks : int
-
-    Returns
-    -------
-    list of int
-        By rank.
-
-    Examples
-    --------
-    >>> from helpers.parallel.schedules import gpipe, one_f_one_b, plan
-    >>> [peak_activations(simulate(plan(s, 2, 4), Costs()), 2) for s in (gpipe, one_f_one_b)]
-    [[4, 4], [2, 1]]
-    """
-    peaks = []
-    for rank in range(ranks):
-        mine = [event for event in events if event.rank == rank]
-        begins = [(e.start, 1) for e in mine if e.operation == "forward"]
-        ends = [(e.stop, -1) for e in mine if e.operation in ("backward", "weight")]
-        held = most = 0
-        for _, change in sorted([*begins, *ends]):  # at one moment, what ends goes first
-            held += change
-            most = max(most, held)
-        peaks.append(most)
-    return peaks
