@@ -17,8 +17,10 @@ import numpy as np
 
 from helpers.nn.layers import check_dtypes, ready
 
-# Numbers worked on at a time: some arrays of so many are held by the second cache of a core.
-CHUNK = 65_536
+# Numbers worked on at a time. So many of float32 are 96 KiB: they stay in the cache of a core, and
+# the C library gives them from memory at hand. From 128 KiB up it may take an array from the system
+# anew each time, page by page, as it does in the workers of Dask.
+CHUNK = 24_576
 # Keeps the division of a layer norm away from 0; the number of GPT-2.
 EPSILON = 1e-5
 # GELU is written with these two, see `gelu`.
