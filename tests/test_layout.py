@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.engine import spmd
+from helpers.engine.collectives import all_reduce
 from helpers.engine.mesh import Mesh
 from helpers.nn import GPT, SGD, Adam
 from helpers.parallel import counted, schedules
@@ -117,6 +118,18 @@ def test_every_factorisation_that_fits_is_found():
                 fits = tensor in (1, 2, 4) and data * tensor * pipeline <= 8
                 assert ((data, tensor, pipeline) in found) == fits
     assert all(math.prod(sizes) == 8 for sizes in factorisations(8, MODEL))
+
+
+def test_counting_can_be_stopped():
+    def add_twice(rank):
+        groups, x = counted.count(rank), np.ones(100)
+        first = all_reduce(rank.data, x)
+        sent = groups["data"].sent
+        counted.stop(groups)
+        second = all_reduce(rank.data, x)
+        return first[0] == second[0] == 2, sent, groups["data"].sent
+
+    assert spmd.run(None, Mesh(data=2), add_twice).results == [(True, 800, 800)] * 2
 
 
 @pytest.mark.parametrize("module", [layout, counted])

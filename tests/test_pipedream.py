@@ -8,9 +8,10 @@ import pytest
 from helpers.cluster import open_cluster
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
-from helpers.nn import SGD, Adam
+from helpers.nn import GPT, SGD, Adam
 from helpers.parallel import pipedream
-from helpers.parallel.pipedream import replay, stashed_bytes, train
+from helpers.parallel.pipedream import Versioned, replay, stashed_bytes, train
+from helpers.parallel.stage import GPTStage, Parts, deal
 
 WIDTH, ROWS = 5, 7
 OPTIMISERS = [SGD(0.3), SGD(0.1, momentum=0.9), Adam(0.01)]
@@ -116,6 +117,27 @@ def test_one_stage_is_plain_gradient_descent_and_several_are_not():
     for p in (2, 4):
         for mine, other in zip(pipeline(p), serial(p, 12, 0.3), strict=True):
             assert np.abs(mine.parameters - other).max() > 1e-3
+
+
+def test_stages_of_a_gpt_can_be_trained_so_too():
+    gpt = GPT(vocabulary=7, context=6, width=8, heads=2, layers=3)
+    texts = list(np.random.default_rng(0).integers(7, size=(8, 4, 6)))
+
+    def made(rank):
+        parts = Parts(gpt, deal(gpt, 3)[rank])
+        flat = parts.cut(lambda layer: gpt.initialise_layer(layer, seed=1))
+        stage = GPTStage(parts, flat.copy(), np.empty_like(flat))
+        stage.start(texts, texts, divisor=24)
+        return Versioned(stage), flat
+
+    def train_gpt(rank):
+        return train(rank, *made(rank.index), Adam(0.01), 8)
+
+    found = spmd.run(None, Mesh(pipeline=3), train_gpt).results
+    parameters, losses = replay(*zip(*map(made, range(3)), strict=True), Adam(0.01), 8)
+    assert np.allclose(found[-1].losses, losses, rtol=1e-12, atol=0) and losses[-1] < losses[0]
+    for mine, expected in zip(found, parameters, strict=True):
+        assert np.abs(mine.parameters - expected).max() <= 1e-12
 
 
 # ---------------------------------------------------------------- staleness and stash

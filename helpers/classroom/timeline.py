@@ -35,7 +35,9 @@ def _styles(events) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def draw_schedule(events, ranks: int | None = None, ax=None, name: str = "worker"):
+def draw_schedule(
+    events, ranks: int | None = None, ax=None, name: str = "worker", styles=None, words=None
+):
     """Draw what each rank did: one row a rank, time to the right.
 
     What goes on in a rank's background (lane 1) stands as a thin bar below what its program does.
@@ -49,6 +51,11 @@ def draw_schedule(events, ranks: int | None = None, ax=None, name: str = "worker
     ax : matplotlib.axes.Axes, optional
     name : str
         What a row is called; its number follows.
+    styles : dict of str to (str, str), optional
+        Colour and hatch of each operation that is drawn, in the order of the legend. Default: all
+        operations, each with a colour of its own.
+    words : callable, optional
+        ``words(event)`` is written into its bar.
 
     Returns
     -------
@@ -64,7 +71,7 @@ def draw_schedule(events, ranks: int | None = None, ax=None, name: str = "worker
     ranks = ranks or max((event.rank for event in events), default=0) + 1
     ax = ax or plt.figure(figsize=(7, 0.8 + 0.45 * ranks)).subplots()
     rows = _rows_of_lanes(events)
-    for operation, (colour, hatch) in _styles(events).items():
+    for operation, (colour, hatch) in (styles or _styles(events)).items():
         label = operation
         for event in (e for e in events if e.operation == operation):
             shift, height = rows[event.lane]
@@ -79,6 +86,9 @@ def draw_schedule(events, ranks: int | None = None, ax=None, name: str = "worker
                 label=label,
             )
             label = None
+            if words:
+                middle = event.start + event.length / 2, event.rank + shift
+                ax.annotate(words(event), middle, ha="center", va="center", size=7, clip_on=True)
     ax.set(xlabel="time (s)", yticks=range(ranks), ylim=(ranks - 0.5, -0.5))
     ax.set_yticklabels([f"{name} {rank}" for rank in range(ranks)])
     if events:
