@@ -425,3 +425,10 @@ def test_memory_counts_the_tightest_group_and_gives_back_the_cache(tmp_path):
     assert usable_memory(*files) == 3 * 2**20 - 2 * 2**20 + 2**19
     (files[0] / "outer/memory.current").write_text(str(2**30))
     assert usable_memory(*files) == 0
+
+
+def test_workers_keep_freed_memory_for_the_next_array():
+    """Else each larger array is mapped anew, page by page (see `_KeepingNanny`)."""
+    with open_cluster(workers=1) as cluster:
+        found = cluster.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_")
+        assert list(found.values()) == [str(2**25)]
