@@ -10,15 +10,17 @@ import pytest
 from helpers.classroom import tensor_parallel as lesson
 from helpers.classroom import tensor_parallel_programs as programs
 from helpers.cluster import open_cluster
+from helpers.engine import spmd
 from helpers.engine.events import Event
-from helpers.parallel.tensor import TensorParallel
+from helpers.engine.mesh import Mesh
+from helpers.parallel.tensor import TensorParallel, block_bytes
 
 
 def program(rank, width, sequence):
     """Two made-up steps with one all-reduce each."""
     for _ in range(2):
         with rank.record("step"):
-            TensorParallel(rank.tensor).leave(np.ones((1, 1, width)))
+            TensorParallel(rank.tensor, "ring").leave(np.ones((1, 1, width)))
             time.sleep(0.001)
     return width / 1e6, 10**6 * (1 + sequence)
 
@@ -88,13 +90,13 @@ def test_work_is_a_bar_where_measured_and_a_line_where_predicted():
     plt.close(ax.figure)
 
 
-def test_bytes_are_those_of_rings():
+def test_bytes_are_those_of_one_ranks_messages():
     events = [
-        Event(rank, name, 0, 1, nbytes=400)
+        Event(rank, name, 0, 1, nbytes=400 + rank)
         for rank in range(4)
-        for name in ("all_reduce", "reduce_scatter", "all_gather", "exchange")
+        for name in ("all_reduce", "exchange", "all_gather", "exchange")
     ]
-    assert lesson.bytes_sent(events, rank=2) == (2 + 1 + 1) * 400 * 3 / 4
+    assert lesson.bytes_sent(events, rank=2) == 2 * 402
     assert lesson.bytes_sent([Event(0, "step", 0, 1, nbytes=8)]) == 0
 
 
@@ -143,6 +145,15 @@ def test_the_panel_does_not_keep_the_workers_alive():
     assert "These workers were stopped" in panel.status.value
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_the_bytes_of_a_block_are_counted_and_are_those_of_its_rings(sequence):
+    with open_cluster(2) as cluster:
+        mesh, arguments = Mesh(tensor=2), (programs.block_step, 8, sequence, 1)
+        run = spmd.run(cluster.client, mesh, *arguments, record=True, transport="tcp")
+    told = block_bytes(16 * 32 * 8 * 4, 2, sequence)
+    assert lesson.bytes_sent(run.events) == sum(told.values()) > 0
+
+
 # ---------------------------------------------------------------- numbers of the notebook
 
 
@@ -150,6 +161,7 @@ def test_the_figures_of_the_solutions_are_those_of_their_formulas():
     """What the text of a solution says, computed."""
     most = 1 + 6 * 4096 * 450e9 * 0.1 / 495e12
     assert int(most) == 3
+    assert int(1 + 4.5 * 4096 * 450e9 * 0.1 / 495e12) == 2  # of a whole block
     width, length, heads, ranks, blocks = 12288, 2048, 96, 8, 96
     outside, inside = 4 * width, 12 * width + heads * length
     plain, cut = outside + inside / ranks, (outside + inside) / ranks

@@ -19,22 +19,26 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: what is checked, the hint for a wrong answer, what a right one shows."""
+    """One exercise: what is checked, the hint for a wrong answer, what a right one shows.
+
+    `nothing` is said to a function that returns nothing.
+    """
 
     number: str
     find_fault: Callable[[object], str | None]
     hint: str
     shows: str
+    nothing: str = "your function returns nothing: end it with `return` and the value."
 
 
 _EXERCISES: dict[str, Exercise] = {}
 
 
-def exercise(number: str, hint: str, shows: str):
+def exercise(number: str, hint: str, shows: str, **words: str):
     """Register the function below as the check of exercise `number` (such as ``"02.1"``)."""
 
     def register(find_fault):
-        _EXERCISES[number] = Exercise(number, find_fault, hint, shows)
+        _EXERCISES[number] = Exercise(number, find_fault, hint, shows, **words)
         return find_fault
 
     return register
@@ -97,7 +101,7 @@ def _verdict(exercise: Exercise, answer) -> str:
     except _NotAnswered:
         return "not answered yet."
     except _ReturnsNothing:
-        fault = "your function returns nothing: end it with `return` and the value."
+        fault = exercise.nothing
     except Exception as error:  # the reader's code failed, or gave a value of another kind
         fault = f"your answer stopped with {type(error).__name__}: {error}."
         if not callable(answer) and "not callable" in str(error):

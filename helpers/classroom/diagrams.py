@@ -15,7 +15,8 @@ WORKERS = (("sky", ""), ("orange", "//"), ("green", ".."), ("purple", "xx"))
 """Colour and hatch of each worker's blocks."""
 
 
-def _box(ax, x, y, text, colour="white", width=0.8, height=0.5):
+def box(ax, x, y, text, colour="white", width=0.8, height=0.5):
+    """A box with round corners and a text in it; ``(x, y)`` is its middle."""
     ax.add_patch(
         FancyBboxPatch(
             (x - width / 2, y - height / 2),
@@ -29,7 +30,8 @@ def _box(ax, x, y, text, colour="white", width=0.8, height=0.5):
     ax.text(x, y, text, ha="center", va="center", fontsize=9)
 
 
-def _arrow(ax, start, end, style="-|>", colour="black"):
+def arrow(ax, start, end, style="-|>", colour="black"):
+    """An arrow between two points; ``style`` is one of matplotlib's ``arrowstyle``."""
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, color=colour, mutation_scale=12))
 
 
@@ -88,9 +90,9 @@ def draw_graph(dependencies, ax=None):
     for key, inputs in dependencies.items():
         for other in inputs:
             (x0, y0), (x1, y1) = place[other], place[key]
-            _arrow(ax, (x0 + 0.45, y0), (x1 - 0.45, y1))
+            arrow(ax, (x0 + 0.45, y0), (x1 - 0.45, y1))
     for key in sorted(place, key=str):
-        _box(ax, *place[key], key_split(key))
+        box(ax, *place[key], key_split(key))
     ax.set(xlim=(-0.6, 1.6 * columns - 1.0), ylim=(-rows + 0.4, 0.6))
     ax.axis("off")
     return ax
@@ -111,16 +113,16 @@ def draw_system(workers: int, ax=None):
     """
     ax = ax or plt.figure(figsize=(8.2, 0.9 * workers + 0.9)).subplots()
     middle = (workers - 1) / 2
-    _box(ax, 0, middle, "client\n(this notebook)", width=1.7, height=0.6)
-    _box(ax, 3.3, middle, "scheduler\n(which task where)", width=2.0, height=0.6)
-    _arrow(ax, (0.9, middle), (2.25, middle), "<|-|>")
+    box(ax, 0, middle, "client\n(this notebook)", width=1.7, height=0.6)
+    box(ax, 3.3, middle, "scheduler\n(which task where)", width=2.0, height=0.6)
+    arrow(ax, (0.9, middle), (2.25, middle), "<|-|>")
     ax.text(1.57, middle + 0.1, "tasks,\nresults", ha="center", va="bottom", fontsize=8)
     for worker in range(workers):
         y = workers - 1 - worker
-        _box(ax, 6.3, y, f"worker {worker}\n(a process)", COLOURS["sky"], 1.6, 0.6)
-        _arrow(ax, (4.35, middle), (5.45, y), "<|-|>")
+        box(ax, 6.3, y, f"worker {worker}\n(a process)", COLOURS["sky"], 1.6, 0.6)
+        arrow(ax, (4.35, middle), (5.45, y), "<|-|>")
         if worker:
-            _arrow(ax, (6.3, y + 0.68), (6.3, y + 0.32), "<|-|>", COLOURS["red"])
+            arrow(ax, (6.3, y + 0.68), (6.3, y + 0.32), "<|-|>", COLOURS["red"])
             words = "data, directly\nfrom worker to worker"
             ax.text(6.5, y + 0.5, words, fontsize=8, va="center", color=COLOURS["red"])
     words = "next task,\nwhat is ready"
@@ -184,12 +186,13 @@ def _blocks(ax, left, width, height, cut):
             colour, hatch = WORKERS[worker]
             w, h = (width, height / 2) if cut == "rows" else (width / 2, height)
             x, y = (left, -worker * h) if cut == "rows" else (left + worker * w, 0)
-            _block(ax, x, y, w, h, COLOURS[colour], hatch, str(worker))
+            block(ax, x, y, w, h, COLOURS[colour], hatch, str(worker))
     else:
-        _block(ax, left, 0, width, height, "white", "", "0\n+\n1" if cut == "sum" else "0\nand\n1")
+        block(ax, left, 0, width, height, "white", "", "0\n+\n1" if cut == "sum" else "0\nand\n1")
 
 
-def _block(ax, x, y, width, height, colour, hatch, text):
+def block(ax, x, y, width, height, colour, hatch, text):
+    """A rectangle with a text in its middle; ``(x, y)`` is its lower left corner."""
     ax.add_patch(
         Rectangle((x, y - height), width, height, facecolor=colour, hatch=hatch, edgecolor="black")
     )
@@ -227,13 +230,13 @@ def draw_references(targets, ax=None):
     objects = sorted(set(targets))
     height = {number: -sum(p for p, t in enumerate(targets) if t == number) for number in objects}
     for place in range(len(targets)):
-        _box(ax, 0, -place, f"results[{place}]", width=1.5, height=0.6)
+        box(ax, 0, -place, f"results[{place}]", width=1.5, height=0.6)
     for number in objects:
         y = height[number] / targets.count(number)
-        _box(ax, 3.4, y, f"model {chr(65 + number)}", COLOURS["sky"], 1.4, 0.6)
+        box(ax, 3.4, y, f"model {chr(65 + number)}", COLOURS["sky"], 1.4, 0.6)
         for place, target in enumerate(targets):
             if target == number:
-                _arrow(ax, (0.82, -place), (2.62, y))
+                arrow(ax, (0.82, -place), (2.62, y))
     ax.set(xlim=(-0.9, 4.3), ylim=(-len(targets) + 0.5, 0.5))
     ax.axis("off")
     return ax

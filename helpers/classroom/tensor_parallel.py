@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from helpers.classroom.data_parallel_at_scale import plot_memory
-from helpers.classroom.diagrams import WORKERS, _arrow, _block, _box
+from helpers.classroom.diagrams import WORKERS, arrow, block, box
 from helpers.classroom.panels import SettingsPanel, choice
 from helpers.classroom.plots import COLOURS, HATCHES, show
 from helpers.classroom.tensor_parallel_programs import block_step, exchange_seconds
@@ -35,8 +35,6 @@ GAP = 0.6
 TRIED_SHOWN = 6
 BEGIN_WITH = ((1, 128, False), (4, 128, False), (4, 128, True))
 """Ranks, width and sequence parallelism that the panel tries before the first setting."""
-EXCHANGES = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1}
-"""How often an exchange sends its array once round the ring."""
 
 
 def draw_pieces(wholes: dict, held: list, ax=None):
@@ -71,7 +69,7 @@ def draw_pieces(wholes: dict, held: list, ax=None):
         for place, owners in _owners(name, (rows, columns), held).items():
             row, row_stop, column, column_stop = place
             colour, hatch = WORKERS[owners[0]] if len(owners) == 1 else ("", "")
-            _block(
+            block(
                 *(ax, left + x * column / columns, -y * row / rows),
                 *(x * (column_stop - column) / columns, y * (row_stop - row) / rows),
                 *(COLOURS.get(colour, "white"), hatch, ",".join(map(str, owners))),
@@ -95,27 +93,22 @@ def _owners(name, shape, held):
     return found
 
 
-def bytes_sent(events, rank: int = 0, exchanges=EXCHANGES) -> float:
-    """Bytes that a rank sends for its exchanges as rings, whatever way they took.
+def bytes_sent(events, rank: int = 0) -> int:
+    """Bytes that a rank sent, counted message by message.
 
     Parameters
     ----------
     events : list of Event
-        With the names of exchanges and the bytes of whole arrays, as `helpers.parallel.tensor`
-        records them.
+        Of a run over TCP in which every exchange was a ring: a ring sends by `Group.exchange`.
     rank : int
-    exchanges : dict of str to int
-        How often each exchange sends its array once round the ring.
 
     Examples
     --------
     >>> from helpers.engine.events import Event
-    >>> bytes_sent([Event(rank, "all_reduce", 0, 1, nbytes=100) for rank in range(2)])
-    100.0
+    >>> bytes_sent([Event(rank, "exchange", 0, 1, nbytes=100) for rank in range(2)])
+    100
     """
-    ranks = 1 + max((event.rank for event in events), default=0)
-    mine = [event for event in events if event.rank == rank and event.operation in exchanges]
-    return sum(exchanges[e.operation] * e.nbytes for e in mine) * (ranks - 1) / ranks
+    return sum(e.nbytes for e in events if e.rank == rank and e.operation == "exchange")
 
 
 def draw_pair(ax=None):
@@ -130,25 +123,25 @@ def draw_pair(ax=None):
     matplotlib.axes.Axes
     """
     ax = ax or plt.figure(figsize=(9.5, 3.1)).subplots()
-    _box(ax, 0, 0, "x")
+    box(ax, 0, 0, "x")
     for place, (name, words) in {
         1.35: ("f", "forward: nothing\nbackward: all-reduce"),
         8.1: ("g", "forward: all-reduce\nbackward: nothing"),
     }.items():
-        _box(ax, place, 0, name, COLOURS["yellow"], width=0.5)
+        box(ax, place, 0, name, COLOURS["yellow"], width=0.5)
         ax.text(place, -1.35, words, ha="center", va="top", fontsize=8)
     for rank, y in enumerate((0.75, -0.75)):
         colour = COLOURS[WORKERS[rank][0]]
         names = (f"· $w_{{1,{rank}}}$", "GELU", f"· $w_{{2,{rank}}}$")
         for x, name in zip((3.0, 4.75, 6.5), names):
-            _box(ax, x, y, name, colour, width=1.1)
+            box(ax, x, y, name, colour, width=1.1)
         for start, end in ((1.62, 2.42), (3.58, 4.17), (5.33, 5.92), (7.08, 7.83)):
             outer = (0 if start < 2 else y, 0 if end > 7.5 else y)
-            _arrow(ax, (start, outer[0]), (end, outer[1]))
+            arrow(ax, (start, outer[0]), (end, outer[1]))
         ax.text(4.75, y + 0.45 if rank == 0 else y - 0.45, f"rank {rank}", ha="center", va="center")
-    _arrow(ax, (0.42, 0), (1.08, 0))
-    _arrow(ax, (8.37, 0), (9.0, 0))
-    _box(ax, 9.45, 0, "y")
+    arrow(ax, (0.42, 0), (1.08, 0))
+    arrow(ax, (8.37, 0), (9.0, 0))
+    box(ax, 9.45, 0, "y")
     ax.set(xlim=(-0.6, 10.1), ylim=(-2.1, 1.4))
     ax.axis("off")
     return ax
@@ -230,14 +223,15 @@ class TensorParallelPanel(SettingsPanel):
     """Controls for ranks, width and sequence parallelism; time, bytes and memory of a block.
 
     Whenever one has moved, the block runs on real ranks, forward and backward, and the figure shows
-    it beside what was predicted.
+    it beside what was predicted. All messages go over TCP, so that the bytes sent are counted.
 
     Parameters
     ----------
     cluster : helpers.cluster.Cluster
     program : callable
-        ``program(rank, width, sequence)`` takes some steps, recorded as "step", and returns the
-        seconds of one and the bytes that this rank keeps for the backward pass.
+        ``program(rank, width, sequence)`` takes some steps, recorded as "step", with exchanges as
+        rings, and returns the seconds of one and the bytes that this rank keeps for the backward
+        pass.
     predict : callable
         ``predict(ranks, width, sequence)`` returns seconds, bytes that a rank sends in a step, and
         bytes that it keeps.
@@ -273,7 +267,7 @@ class TensorParallelPanel(SettingsPanel):
     def _run(self, cluster, ranks, width, sequence):
         """What was measured, and what was predicted, in the units of the figure."""
         arguments = (Mesh(tensor=ranks), self.program, width, sequence)
-        run = spmd.run(cluster.client, *arguments, record=True)
+        run = spmd.run(cluster.client, *arguments, record=True, transport="tcp")
         steps = sum(e.rank == 0 and e.operation == "step" for e in run.events)
         seconds, kept = (max(found) for found in zip(*run.results))
         measured = self._in_units(seconds, bytes_sent(run.events) / max(1, steps), kept)

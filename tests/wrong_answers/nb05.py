@@ -53,6 +53,11 @@ def _merge(a, b, top=None, result=None):
     )
 
 
+def _inverse(a, b):
+    top, left, right = _factors(a, b)
+    return top, a[1] / left + b[1] / right, a[2] / left + b[2] / right
+
+
 def _overflows(a, b):
     left, right = np.exp(a[0]), np.exp(b[0])
     return 0.0, left * a[1] + right * b[1], left * a[2] + right * b[2]
@@ -70,7 +75,9 @@ WRONG = {
         (lambda x, w, b, k, n: x @ w + b, "brings the whole result"),
         (_columns, "they cannot be added up"),
         (lambda x, w, b, k, n: (x @ w + b) / n, "the rank's number is not used"),
-        (lambda x, w, b, k, n: _rows(x, w, k, n) + 2 * b * (k == 0), "differs from x @ w + b"),
+        (lambda x, w, b, k, n: _rows(x, w, k, n) + 3 * b * (k == 0), "differs from x @ w + b"),
+        (lambda x, w, b, k, n: (x @ w + b) * (k == 0), "of its own rows: x[:, 0:3] @ w[0:3]"),
+        (lambda x, w, b, k, n: _rows(x, w, k, n) + b * (n > 1 and k == 0), "on 1 rank, nobody"),
     ],
     "05.2": [
         (_never_gathers, "gather it"),
@@ -93,7 +100,8 @@ WRONG = {
         (lambda a, b: _merge(a, b, result=lambda a, b, *_: a[2] + b[2]), "by the same factors"),
         (lambda a, b: _merge(a, b, result=lambda a, b, y, t: y / t), "leave the result undivided"),
         (lambda a, b: _merge(a, b, top=lambda a, b: a[0] + b[0]), "not their sum"),
-        (lambda a, b: _merge(a, b, top=lambda a, b: 2 * a[0]), "the top of"),
+        (lambda a, b: _merge(a, b, top=lambda a, b: 2 * a[0]), "the top of 1001 and 1003"),
+        (_inverse, "upside down"),
         (_overflows, "overflow"),
         (lambda a, b: a[0], "return three things"),
         (lambda a, b: (max(a[0], b[0]), 1.0, a[2]), "the new total should be"),
@@ -105,6 +113,8 @@ WRONG = {
         (lambda w, s, h, n, q: 4 * w + 12 * w / n + h * s, "are cut with the heads"),
         (lambda w, s, h, n, q: _kept(w, s, h, n, q) - h * s / n, "weights are missing"),
         (lambda w, s, h, n, q: _kept(w, s, h, n, q) + (s - 1) * h * s / n, "not their square"),
+        (lambda w, s, h, n, q: _kept(w, s, h, n, q) + (s - h * s) / n, "multiply by the heads"),
+        (lambda w, s, h, n, q: _kept(w, s, h, n, q) + 2 / (n if q else 1), "two deviations"),
         (lambda w, s, h, n, q: 5.0, "it should be"),
     ],
     "05.quiz": [

@@ -33,12 +33,13 @@ def _layer():
 def contribution(answer):
     """Exercise 05.1: what a rank brings to a layer that is cut by rows."""
     x, w, b = _layer()
-    for ranks in (1, 2, 3):
+    for ranks in (2, 3, 1):
+        where = f"on {ranks} rank{'s' * (ranks > 1)}"
         got = [np.asarray(answer(x, w, b, rank, ranks)) for rank in range(ranks)]
         if any(part.shape != (3, 4) for part in got):
             shapes = ", ".join(str(part.shape) for part in got)
             return (
-                f"on {ranks} ranks your parts have the shapes {shapes}: each must have that of "
+                f"{where} your parts have the shapes {shapes}: each must have that of "
                 "x @ w, (3, 4), or they cannot be added up. Cut the rows of w, not the columns."
             )
         right = x @ w + b
@@ -50,12 +51,24 @@ def contribution(answer):
         total = sum(got)
         fault = _known(total, right, mistakes)
         if fault:
-            return f"on {ranks} ranks, {fault}"
+            return f"{where}, {fault}"
         if not close_to(total, right):
             off = np.abs(total - right).max()
-            return f"on {ranks} ranks the sum of the parts differs from x @ w + b by {off:.3g}."
-    if close_to(answer(x, w, b, 1, 2), answer(x, w, b, 0, 2)):
-        return "all ranks bring the same: the rank's number is not used."
+            return (
+                f"{where} the sum of the parts differs from x @ w + b by {off:.3g}: does each rank "
+                "take its rows of w, the columns of x that meet them, and does one of them add b?"
+            )
+        if ranks > 1 and close_to(got[1], got[0]):
+            return "all ranks bring the same: the rank's number is not used."
+        for rank, brought in enumerate(got):
+            mine = slice(rank * 6 // ranks, (rank + 1) * 6 // ranks)
+            product = x[:, mine] @ w[mine]
+            allowed = product, product + b, product + b / ranks
+            if not any(close_to(brought, parts) for parts in allowed):
+                return (
+                    f"{where} the sum is right, but rank {rank} does not bring the product of its "
+                    f"own rows: x[:, {mine.start}:{mine.stop}] @ w[{mine.start}:{mine.stop}]."
+                )
     return None
 
 
@@ -117,7 +130,7 @@ def exchanges(answer):
 
 @exercise(
     "05.3",
-    hint="Solve (n - 1) · rate / (6 · width · bandwidth) ≤ share for n, and round down.",
+    hint="Solve (p - 1) · rate / (6 · width · bandwidth) ≤ share for p, and round down.",
     shows="Tensor parallelism belongs on the fastest wire that there is.",
 )
 def most_ranks(answer):
@@ -135,7 +148,7 @@ def most_ranks(answer):
         mistakes = (
             (exact, "ranks are whole: round down."),
             (math.ceil(exact), "rounded up, the exchange takes more than its share."),
-            (math.floor(exact - 1), "the formula has n - 1: add the 1 again."),
+            (math.floor(exact - 1), "the formula has p - 1: add the 1 again."),
             (math.floor(1 + 6 * width * bandwidth / rate), "the share is missing."),
             (
                 math.floor(1 + 6 * width * bandwidth / (share * rate)),
@@ -166,9 +179,9 @@ def _part(scores, values):
     return top, weights.sum(), weights @ values
 
 
-def _merged(a, b):
+def _merged(a, b, sign=1):
     top = max(a[0], b[0])
-    left, right = np.exp(a[0] - top), np.exp(b[0] - top)
+    left, right = np.exp(sign * (a[0] - top)), np.exp(sign * (b[0] - top))
     return top, left * a[1] + right * b[1], left * a[2] + right * b[2]
 
 
@@ -208,6 +221,10 @@ def merge(answer):
                 np.r_[right[:2], right[2:] / right[1]],
                 "leave the result undivided: more blocks may come.",
             ),
+            (
+                np.concatenate([np.ravel(part) for part in _merged(a, b, -1)]),
+                "the factors are upside down: exp(old top - new top) is at most 1.",
+            ),
             (np.r_[a[0] + b[0], right[1:]], "the new top is the larger of the two, not their sum."),
         )
         fault = _known(flat, right, mistakes)
@@ -215,11 +232,11 @@ def merge(answer):
             return fault
         if not close_to(flat[0], right[0]):
             return (
-                f"the top of {a[0]:.3g} and {b[0]:.3g} should be {right[0]:.3g}, not {flat[0]:.3g}."
+                f"the top of {a[0]:.6g} and {b[0]:.6g} should be {right[0]:.6g}, not {flat[0]:.6g}."
             )
         if not close_to(flat, right):
             return (
-                f"for tops {a[0]:.3g} and {b[0]:.3g} and totals {a[1]:.3g} and {b[1]:.3g} the new "
+                f"for tops {a[0]:.6g} and {b[0]:.6g}, totals {a[1]:.4g} and {b[1]:.4g}, the new "
                 f"total should be {right[1]:.4g} (yours {flat[1]:.4g}); the result shrinks alike."
             )
     return None
@@ -231,7 +248,7 @@ def merge(answer):
 @exercise(
     "05.5",
     hint="4 · width lie outside of the cut matrices, 12 · width and the weights inside of them.",
-    shows="Whatever is not divided remains: on many ranks it is nearly all that is left.",
+    shows="Whatever is not divided remains: of GPT-3 on 8 ranks, more than half of what is kept.",
 )
 def numbers_kept(answer):
     """Exercise 05.5: numbers that a block keeps for each position."""
@@ -249,6 +266,14 @@ def numbers_kept(answer):
                     "the attention weights are cut with the heads.",
                 ),
                 (right - heads * length / ranks, "the attention weights are missing."),
+                (
+                    right + (length - heads * length) / ranks,
+                    "each head keeps `length` weights for a position: multiply by the heads.",
+                ),
+                (
+                    right + 2 / (ranks if sequence else 1),
+                    "leave the two deviations of the norms out.",
+                ),
                 (
                     right + (length - 1) * heads * length / ranks,
                     "for one position a head keeps `length` weights, not their square.",
