@@ -34,6 +34,7 @@ from helpers.planner.pipeline import (
     fit,
     kept_numbers,
     peak_activations,
+    quickest_step,
     simulate,
     step_of,
     step_seconds,
@@ -149,7 +150,7 @@ def test_one_step_of_several_is_taken_out_with_what_happened_meanwhile():
         assert bubble(step, 3) == pytest.approx(bubble(once, 3))
 
 
-def test_the_typical_step_is_the_middle_one_of_those_that_count():
+def test_of_the_steps_that_count_the_typical_one_is_in_the_middle_the_quickest_first():
     events, begin = [], 0.0
     for length in (90.0, 1.0, 8.0, 3.0):  # the first one does not count
         events += [
@@ -158,6 +159,8 @@ def test_the_typical_step_is_the_middle_one_of_those_that_count():
         ]
         begin += 1000
     assert step_seconds(typical_step(events)) == 3 * 3 + 3
+    assert step_seconds(quickest_step(events)) == 3 * 1 + 3
+    assert step_seconds(quickest_step(events, warm_up=2)) == 3 * 3 + 3
     with pytest.raises(ValueError, match="no step after 4 of warm-up: take more steps"):
         typical_step(events, warm_up=4)
 

@@ -116,6 +116,15 @@ def test_scores_are_bars_where_measured_and_dashes_where_predicted():
     plt.close(figure)
 
 
+def test_the_activations_of_a_chunk_count_as_a_part_of_a_stage():
+    once = {"interleaved": step(interleaved, 4, 8, chunks=2)}
+    figure = lesson.plot_scores(once, once, 4, chunks={"interleaved": 2})
+    right = figure.axes[1]
+    assert [bar.get_height() for bar in right.patches] == [5.5, 4.5, 3.5, 2.5]
+    assert [line.get_ydata()[0] for line in right.lines] == [5.5, 4.5, 3.5, 2.5]
+    plt.close(figure)
+
+
 def test_recomputation_is_solid_where_measured_and_dashed_where_predicted():
     ways = {"none": (0.1, 4e6), "full": (0.2, 1e6)}
     ax = lesson.plot_recomputation(ways, dict.fromkeys(ways, (0.1, 2000000.0)))

@@ -144,7 +144,7 @@ def draw_places(places: dict):
     return figure
 
 
-def plot_scores(measured: dict, predicted: dict, ranks: int):
+def plot_scores(measured: dict, predicted: dict, ranks: int, chunks: dict | None = None):
     """Draw bubble and peak activations of schedules: bars measured, dashed lines predicted.
 
     Parameters
@@ -152,6 +152,9 @@ def plot_scores(measured: dict, predicted: dict, ranks: int):
     measured, predicted : dict of str to list of Event
         One step of each schedule, under the same names.
     ranks : int
+    chunks : dict of str to int, optional
+        Chunks a rank, by the schedule's name, where there are several. The activations of a chunk
+        count as that part of those of a whole stage.
 
     Returns
     -------
@@ -165,7 +168,11 @@ def plot_scores(measured: dict, predicted: dict, ranks: int):
         style = dict(color=COLOURS["sky"], edgecolor="black")
         left.bar(place, bubble(measured[name], ranks), 0.6, **style)
         _dashes(left, place, 0.8, bubble(predicted[name], ranks), place == 0)
-        peaks = [peak_activations(events[name], ranks) for events in (measured, predicted)]
+        parts = (chunks or {}).get(name, 1)
+        peaks = [
+            [kept / parts for kept in peak_activations(events[name], ranks)]
+            for events in (measured, predicted)
+        ]
         width = 0.8 / ranks
         for rank, (seen, expected) in enumerate(zip(*peaks, strict=True)):
             x = place + width * (rank - (ranks - 1) / 2)
@@ -176,7 +183,7 @@ def plot_scores(measured: dict, predicted: dict, ranks: int):
             _dashes(right, x, width, expected, place == rank == 0)
     left.set(title="Bubble: idle share of the ranks' time", ylim=0)
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.set(title="Activations kept at most", ylabel="micro-batches (× chunks)")
+    right.set(title="Activations kept at most", ylabel="micro-batches of a whole stage")
     for ax in (left, right):
         ax.set_xticks(range(len(names)), [n.replace("-", "-\n") for n in names], fontsize=8)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)

@@ -17,9 +17,10 @@ interleaved   (p - 1) / (vm + p - 1)   min(vm, 2(p - r - 1) + (v - 1)p + 1)
 zero_bubble   (p - 1) / (3m + p - 1)   min(m, p); the share where m is p or more
 ============  =======================  ===================================================
 
-Sources: Huang et al. 2019, "GPipe" (gpipe); Narayanan et al. 2019, "PipeDream", and 2021,
+Sources: Huang et al. 2019, "GPipe" (gpipe); Narayanan et al. 2019, "PipeDream", 2021,
+"Memory-efficient pipeline-parallel DNN training" (one_f_one_b, emptied after each batch), and
 "Efficient large-scale language model training on GPU clusters using Megatron-LM", section 2.2
-(one_f_one_b, interleaved); Qi et al. 2024, "Zero bubble pipeline parallelism", section 2 (ZB-H1).
+(interleaved); Qi et al. 2024, "Zero bubble pipeline parallelism", section 2 (ZB-H1).
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ def zero_bubble(rank: int, ranks: int, microbatches: int) -> Iterator[Operation]
     """ZB-H1: the weight gradients, for which nobody waits, fill the gaps. As for `one_by_one`.
 
     The order is that of 1F1B, with the backward pass in two halves. A rank puts off as many weight
-    gradients as there are ranks before it, so it keeps as many activations as rank 0 does in 1F1B.
+    gradients as there are ranks before it, so it keeps the activations of as many micro-batches as
+    rank 0 does in 1F1B; between both halves also the gradients that the second one needs.
 
     Examples
     --------
