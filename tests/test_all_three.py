@@ -122,6 +122,12 @@ def test_the_panel_runs_the_mesh_of_its_sliders(monkeypatch):
         panel.sizes[1].value = 4
         assert "16 ranks are too many here: choose 8 or fewer" in panel.status.value
         assert str(panel.drawn) == "2 × 1 × 2"  # the figure stays with what was run
+        panel.rows = 4
+        panel.sizes[1].value = 1
+        panel.microbatches.value = 8
+        assert "4 lines do not make 8 micro-batches on each of 2" in panel.status.value
+        panel.rows = 32
+        panel.microbatches.value = 4
         panel.sizes[1].value = 1
         panel.schedule.value = "GPipe"
         assert "no numbers today" in panel.status.value and not panel.schedule.disabled

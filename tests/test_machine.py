@@ -171,6 +171,12 @@ def test_speed_and_overhead_are_found_again():
         fit(points[:1])
 
 
+def test_a_disturbed_clock_gives_no_negative_speed_or_overhead():
+    for points in ([(1, 100, 4.0), (1, 200, 2.0)], [(1, 100, 1.0), (1, 200, 4.0)]):
+        speed, overhead = fit(points)
+        assert overhead == 0 and 25 <= speed <= 100  # between the two points' own
+
+
 def test_examples():
     found = doctest.testmod(machine)
     assert found.attempted and not found.failed

@@ -42,7 +42,6 @@ AXES = ("tensor", "pipeline", "data")
 SCHEDULES = {
     "1F1B": schedules.one_f_one_b,
     "GPipe": schedules.gpipe,
-    "zero bubble": schedules.zero_bubble,
     "one by one": schedules.one_by_one,
 }
 
@@ -259,6 +258,8 @@ class MeshPanel(SettingsPanel):
         ``predict(layout)`` returns the same without events.
     largest : int
         Ranks at most.
+    rows : int
+        Lines of a batch: each micro-batch needs one.
     """
 
     alt = (
@@ -267,8 +268,8 @@ class MeshPanel(SettingsPanel):
         "bytes that it sends on each axis, with dashed lines at what was predicted."
     )
 
-    def __init__(self, cluster, measure, predict, largest: int = 8):
-        self.measure, self.predict, self.largest = measure, predict, largest
+    def __init__(self, cluster, measure, predict, largest: int = 8, rows: int = 32):
+        self.measure, self.predict, self.largest, self.rows = measure, predict, largest, rows
         self.sizes = [
             choice(axis, values, value)
             for axis, values, value in (
@@ -293,6 +294,11 @@ class MeshPanel(SettingsPanel):
         chosen = self.layout
         if chosen.ranks > self.largest:
             return f"{chosen.ranks} ranks are too many here: choose {self.largest} or fewer."
+        if chosen.data * chosen.microbatches > self.rows:
+            return (
+                f"{self.rows} lines do not make {chosen.microbatches} micro-batches on each of "
+                f"{chosen.data} data ranks: choose fewer."
+            )
         self.seen, self.expected = self.measure(chosen), self.predict(chosen)
         self.drawn = chosen
         return (

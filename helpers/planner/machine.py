@@ -321,7 +321,8 @@ def fit(points) -> tuple[float, float]:
     Returns
     -------
     speed, overhead : float
-        As for `Machine`; weighed so that relative errors are small.
+        As for `Machine`; weighed so that relative errors are small. Neither is below zero: where
+        the points ask for that (a clock was disturbed), all of the time counts as operations.
 
     Raises
     ------
@@ -338,4 +339,7 @@ def fit(points) -> tuple[float, float]:
         raise ValueError("One point does not tell speed and overhead apart: give two or more.")
     equations = np.column_stack([operations, blocks]) / seconds[:, np.newaxis]
     slope, overhead = np.linalg.lstsq(equations, np.ones(len(seconds)), rcond=None)[0]
-    return round(float(1 / slope), 6), max(0.0, round(float(overhead), 12))
+    if slope <= 0 or overhead < 0:
+        alone = equations[:, 0]
+        slope, overhead = alone.sum() / (alone @ alone), 0.0
+    return round(float(1 / slope), 6), round(float(overhead), 12)

@@ -62,6 +62,8 @@ WRONG = {
         (lambda parts, most: most / max(1e-9, np.sqrt(_sum(parts))), "stays as it is"),
         (lambda parts, most: float(np.sqrt(_sum(parts))), "this is the length"),
         (lambda parts, most: [1.0], "return one number"),
+        (lambda parts, most: min(1.0, most / math.sqrt(_sum(parts))), "do not divide by it"),
+        (lambda parts, most: _clip(_sum(parts, -1), most), "do not multiply"),
         (lambda parts, most: 0.123, "it should be"),
     ],
     "08.3": [
@@ -77,7 +79,14 @@ WRONG = {
             lambda names, s, n, room: min([x for x in names if n(x) <= room] or [""], key=s),
             "nothing",
         ),
-        (lambda names, s, n, room: "e", "it should be"),
+        (
+            lambda names, s, n, room: max(
+                [x for x in names if n(x) <= room], key=n, default="none fits"
+            ),
+            "fills the room best",
+        ),
+        (lambda names, s, n, room: [x for x in names if n(x) <= room], "return one layout"),
+        (lambda names, s, n, room: "z", "it should be"),
     ],
     "08.4": [
         (lambda asked, f: sum(n - _room(asked, f) for n in asked), "do not make up for others"),
@@ -93,6 +102,18 @@ WRONG = {
             "factor is missing",
         ),
         (lambda asked, f: sum(n > _room(asked, f) for n in asked), "full experts"),
+        (
+            lambda asked, f: sum(max(0, n - round(f * sum(asked) / len(asked))) for n in asked),
+            "not to the nearest",
+        ),
+        (
+            lambda asked, f: sum(max(0, n - math.ceil(f * _room(asked, 1))) for n in asked),
+            "multiply the share by the factor first",
+        ),
+        (
+            lambda asked, f: sum(max(0, n - f * _room(asked, 1)) for n in asked),
+            "share is not rounded",
+        ),
         (lambda asked, f: 99, "it should be"),
     ],
     "08.5": [

@@ -79,18 +79,26 @@ def scale(answer):
         squares = [np.sum(array**2) for array, _ in parts]
         once = sum(s / copies for s, (_, copies) in zip(squares, parts))
         right = min(1.0, largest / np.sqrt(once)) if once else 1.0
-        with np.errstate(all="ignore"):
-            got = answer([(array.copy(), copies) for array, copies in parts], largest)
+        zeros = "a gradient of zeros has the length 0: do not divide by it."
+        try:
+            with np.errstate(all="ignore"):
+                got = answer([(array.copy(), copies) for array, copies in parts], largest)
+        except ZeroDivisionError:
+            return zeros
         if not close_to(got, got) or np.ndim(got):
             return "return one number, the factor for all gradients."
         if not np.isfinite(got):
-            return "a gradient of zeros has the length 0: do not divide by it."
+            return zeros
         lengths = sum(np.sqrt(s) / copies for s, (_, copies) in zip(squares, parts))
         mistakes = (
             (sum(squares), "the copies are all counted: divide each array's squares by its own."),
             (
                 sum(s / copies**2 for s, (_, copies) in zip(squares, parts)),
                 "divide the squares by the copies, not the numbers before they are squared.",
+            ),
+            (
+                sum(s * copies for s, (_, copies) in zip(squares, parts)),
+                "divide by the copies, do not multiply by them.",
             ),
             (lengths**2, "lengths do not add up, their squares do."),
             (once**2, "the square root is missing."),
@@ -123,10 +131,13 @@ def scale(answer):
 )
 def best(answer):
     """Exercise 08.3: the fastest of the layouts that fit."""
-    seconds = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.5}
-    nbytes = {"a": 10, "b": 90, "c": 40, "d": 20}
-    for room, right in ((50, "c"), (100, "b"), (90, "b"), (20, "d"), (5, "none fits")):
+    seconds = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.5, "e": 1.5}
+    nbytes = {"a": 10, "b": 90, "c": 40, "d": 20, "e": 15}
+    rooms = ((50, "e"), (100, "b"), (90, "b"), (20, "e"), (15, "e"), (14, "a"), (5, "none fits"))
+    for room, right in rooms:
         got = answer(list(seconds), seconds.get, nbytes.get, room)
+        if not isinstance(got, str):
+            return f"return one layout, or the words, not {got!r}."
         if got == right:
             continue
         where = f"with room for {room} bytes"
@@ -136,6 +147,8 @@ def best(answer):
             return f'{where} nothing fits: return "none fits".'
         if got in nbytes and nbytes[got] == min(nbytes.values()):
             return f"{where}: {got!r} needs the least memory; among those that fit, time decides."
+        if got in nbytes and nbytes[got] == max(n for n in nbytes.values() if n <= room):
+            return f"{where}: {got!r} fills the room best; among those that fit, time decides."
         if got in seconds and seconds[got] > seconds[right]:
             return f"{where}: {got!r} fits, but {right!r} is faster and fits too."
         return f"{where} it should be {right!r}, not {got!r}."
@@ -158,22 +171,37 @@ def dropped(answer):
         ([7, 3, 1], 1.0),
         ([16, 0, 0, 0], 2.0),
         ([5, 5], 1.5),
+        ([4, 0, 0], 1.0),
+        ([9, 3, 1], 1.25),
     ):
         room = int(np.ceil(factor * sum(asked) / len(asked)))
         exact = factor * sum(asked) / len(asked)
+        share = int(np.ceil(sum(asked) / len(asked)))
         right = sum(max(0, n - room) for n in asked)
         got = answer(list(asked), factor)
         mistakes = (
             (sum(n - room for n in asked), "experts with room to spare do not make up for others."),
             (sum(min(n, room) for n in asked), "these are the ones that are kept."),
+            (
+                sum(max(0, n - round(exact)) for n in asked),
+                "round the capacity up, not to the nearest whole number.",
+            ),
             (sum(max(0, n - int(exact)) for n in asked), "round the capacity up, not down."),
+            (
+                sum(max(0, n - int(np.ceil(share * factor))) for n in asked),
+                "multiply the share by the factor first, then round up: once, at the end.",
+            ),
+            (
+                sum(max(0, n - share * factor) for n in asked),
+                "the even share is not rounded; the capacity is, at the end.",
+            ),
             (sum(max(0, n - exact) for n in asked), "the capacity is a whole number: round it up."),
             (
                 sum(max(0, n - int(np.ceil(factor * sum(asked)))) for n in asked),
                 "an even share is the tokens divided by the experts.",
             ),
             (
-                sum(max(0, n - int(np.ceil(sum(asked) / len(asked)))) for n in asked),
+                sum(max(0, n - share) for n in asked),
                 "the capacity factor is missing.",
             ),
             (sum(n > room for n in asked), "this counts the full experts, not the dropped tokens."),
@@ -242,7 +270,7 @@ def quiz(answers):
         "2b": "the norm grows with the mesh, so clipping starts earlier, not later.",
         "2c": "the direction stays; it is only shortened too much, and differently on every mesh.",
         "3a": "the data axis sends once a step and waits for nothing in between.",
-        "3b": "a pipeline sends between stages only, once for each micro-batch.",
+        "3b": "a pipeline sends between stages only, once each way for each micro-batch.",
         "4a": "the files hold whole layers; no rank's number stands in them.",
         "4c": "Adam's moments belong to it: without them the next steps differ.",
         "5a": "capacity is a limit for each expert; free room elsewhere does not help.",
