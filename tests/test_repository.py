@@ -346,12 +346,15 @@ def test_no_file_is_an_orphan():
 FORBIDDEN = {
     "helpers.datasets": ["dask", "distributed", "helpers.cluster", "helpers.engine"],
     "helpers.cluster": ["helpers.engine"],
-    "helpers.engine": ["sklearn", "helpers.datasets", "helpers.nn", "helpers.parallel"],
+    "helpers.engine": [
+        *("sklearn", "helpers.datasets", "helpers.nn", "helpers.parallel", "helpers.learning"),
+    ],
     "helpers.nn": [
         *("dask", "distributed", "sklearn", "helpers.cluster", "helpers.engine"),
-        *("helpers.datasets", "helpers.parallel"),
+        *("helpers.datasets", "helpers.parallel", "helpers.learning"),
     ],
-    "helpers.parallel": ["helpers.studies"],
+    "helpers.parallel": ["helpers.studies", "helpers.learning"],
+    "helpers.learning": ["helpers.studies", "helpers.cluster", "helpers.datasets"],
     "helpers.studies": ["helpers.cluster"],
     "helpers.parallel.schedules": ["dask", "distributed", "helpers.engine", "helpers.cluster"],
     "helpers.planner": [

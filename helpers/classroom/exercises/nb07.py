@@ -1,0 +1,375 @@
+"""Exercises of notebook 07, Task parallelism."""
+
+from __future__ import annotations
+
+import math
+
+from helpers.classroom.checks import check_letters, close_to, exercise
+
+
+def _fault(answer, cases, right, mistakes, words):
+    """The sentence on a typical mistake, else on the first wrong case; None if all is right.
+
+    Parameters
+    ----------
+    answer, right : callable
+        The reader's function and the right one.
+    cases : sequence of tuple
+        Arguments to call them with.
+    mistakes : sequence of (callable, str)
+        Wrong functions, and what to say on them.
+    words : callable
+        ``words(case)`` names the arguments.
+    """
+    got = [answer(*case) for case in cases]
+    good = [right(*case) for case in cases]
+    if all(close_to(a, b) for a, b in zip(got, good)):
+        return None
+    for wrong, sentence in mistakes:
+        if all(close_to(a, wrong(*case)) for a, case in zip(got, cases)):
+            return sentence
+    for case, a, b in zip(cases, got, good):
+        if not close_to(a, b):
+            return f"for {words(case)} it should be {b:g}, not {a}."
+    return None
+
+
+# ---------------------------------------------------------------- 07.1: the end of the queue
+
+
+def _queue(lengths, workers, overhead):
+    free = [0.0] * workers
+    for seconds in lengths:
+        first = free.index(min(free))
+        free[first] += overhead + seconds
+    return max(free)
+
+
+def _in_turn(lengths, workers, overhead):
+    """Task t to worker t mod m, whoever is free."""
+    return max(sum(overhead + x for x in lengths[w::workers]) for w in range(workers))
+
+
+def _blocks(lengths, workers, overhead):
+    n, ends = len(lengths), range(workers)
+    parts = [lengths[n * w // workers : n * (w + 1) // workers] for w in ends]
+    return max(sum(overhead + x for x in part) for part in parts)
+
+
+_QUEUES = (
+    ([5, 1, 1, 1, 4, 2, 3], 2, 0.25),
+    ([3, 1, 1, 1, 1, 1, 6], 3, 0.5),
+    ([9, 8, 1, 1], 2, 0.5),
+    ([1, 2, 3, 4], 1, 0.0),
+    ([7], 4, 1.0),
+    ([], 2, 0.5),
+)
+
+
+@exercise(
+    "07.1",
+    hint="Keep a list of when each worker is free. The smallest of them grows by each task.",
+    shows="Nobody waits while a task is left: that is why a queue is never very bad.",
+)
+def end_of_the_queue(answer):
+    """Exercise 07.1: the makespan of list scheduling, with an overhead."""
+    given = [1, 2, 3]
+    answer(given, 2, 0.0)
+    if given != [1, 2, 3]:
+        return "your function changes the list that it was given."
+    mistakes = (
+        (lambda x, m, o: _queue(x, m, 0), "the overhead is missing: each task has one."),
+        (lambda x, m, o: _queue(x, m, 0) + o, "there is an overhead for each task, not only one."),
+        (
+            lambda x, m, o: (sum(x) + o * len(x)) / m,
+            "this is the fair share; tasks are never divided.",
+        ),
+        (lambda x, m, o: sum(x) + o * len(x), "this is the work of all; the workers share it."),
+        (
+            lambda x, m, o: _queue(sorted(x, reverse=True), m, o),
+            "this is longest first; keep the order of the list.",
+        ),
+        (
+            lambda x, m, o: _queue(sorted(x), m, o),
+            "this is shortest first; keep the order of the list.",
+        ),
+        (_in_turn, "here the tasks go round in turn; the next one goes to whoever is free first."),
+        (_blocks, "these are static blocks, not a queue."),
+    )
+    return _fault(
+        lambda x, m, o: answer(list(x), m, o),
+        _QUEUES,
+        _queue,
+        mistakes,
+        lambda case: "tasks of {} s on {} workers with {} s of overhead".format(*case),
+    )
+
+
+# ---------------------------------------------------------------- 07.2: the best batch
+
+
+def _batches(n, b):
+    return math.ceil(n / b)
+
+
+def _least(n, time_of):
+    return min(range(1, n + 1), key=time_of)
+
+
+def _best_batch(n, workers, seconds, overhead):
+    return _least(n, lambda b: math.ceil(_batches(n, b) / workers) * (overhead + b * seconds))
+
+
+@exercise(
+    "07.2",
+    hint="ceil(n / b) batches, ceil of that / workers rounds; each takes overhead + b · seconds.",
+    shows="For equal tasks one batch a worker is best; when lengths differ, smaller ones are.",
+)
+def best_batch(answer):
+    """Exercise 07.2: the batch with the shortest predicted time."""
+    cases = (
+        (100, 4, 0.01, 0.005),
+        (10, 4, 1.0, 0.01),
+        (7, 2, 0.5, 2.0),
+        (12, 5, 1.0, 0.0),
+        (9, 4, 1.0, 0.1),
+        (1, 3, 1.0, 1.0),
+    )
+    mistakes = (
+        (lambda n, m, s, o: n, "with all tasks in one batch one worker does them all."),
+        (
+            lambda n, m, s, o: _least(n, lambda b: _batches(n, b) * (o + b * s)),
+            "the workers take batches at the same time: count rounds, not batches.",
+        ),
+        (
+            lambda n, m, s, o: _least(n, lambda b: n / b / m * (o + b * s)),
+            "a round is never a half: round up, twice.",
+        ),
+        (lambda n, m, s, o: 1, "batches of one pay the whole overhead; try larger ones."),
+        (
+            lambda n, m, s, o: max(1, n // m),
+            "n / workers rounded down leaves a task over: one more round.",
+        ),
+    )
+    return _fault(
+        answer,
+        cases,
+        _best_batch,
+        mistakes,
+        lambda case: "{} tasks on {} workers, {} s each, with {} s of overhead".format(*case),
+    )
+
+
+# ---------------------------------------------------------------- 07.3: the work of halving
+
+
+def _rungs(trials, least, most, factor):
+    found, budget = [], least
+    while budget <= most:
+        found.append((trials, budget))
+        trials, budget = max(1, trials // factor), budget * factor
+    return found
+
+
+def _over_rungs(work):
+    """A function that adds up ``work(trials, budget, case)`` over the rungs."""
+    return lambda *case: sum(work(n, budget, case) for n, budget in _rungs(*case))
+
+
+@exercise(
+    "07.3",
+    hint="On each rung: how many trials are left, times the budget of the rung. Add the rungs up.",
+    shows="Every rung costs about the same, so the number of rungs decides, not that of trials.",
+)
+def work_of_halving(answer):
+    """Exercise 07.3: rows trained on by successive halving."""
+    cases = ((27, 100, 2700, 3), (64, 4, 256, 4), (10, 1, 8, 2), (5, 10, 10, 2))
+    right = _over_rungs(lambda n, b, case: n * b)
+    mistakes = (
+        (
+            lambda t, least, most, f: t * most,
+            "this is the full search: all trials with the whole budget.",
+        ),
+        (lambda t, least, most, f: t * least, "this is the first rung alone."),
+        (
+            _over_rungs(lambda n, b, case: n * b * (b * case[3] <= case[2])),
+            "the last rung, with the whole budget, is missing.",
+        ),
+        (
+            _over_rungs(lambda n, b, case: case[0] * b),
+            "poor trials are stopped: fewer on each rung.",
+        ),
+        (_over_rungs(lambda n, b, case: n * case[1]), "the budget grows from rung to rung."),
+        (_over_rungs(lambda n, b, case: n), "these are the jobs; each costs its budget."),
+        (
+            lambda *case: right(*case) / (case[0] * case[2]),
+            "give the work itself, not its share of the full search.",
+        ),
+        (
+            _over_rungs(lambda n, b, case: n * (b - b // case[3] * (b > case[1]))),
+            "here every rung goes on from the last; each job trains from the beginning.",
+        ),
+    )
+    return _fault(
+        answer,
+        cases,
+        right,
+        mistakes,
+        lambda case: "{} trials, budgets from {} to {} and factor {}".format(*case),
+    )
+
+
+# ---------------------------------------------------------------- 07.4: who may go on
+
+
+_RUNGS = (
+    # losses of the rung, who has gone on already, factor
+    ({0: 0.5, 1: 0.4}, set(), 3),
+    ({0: 0.5, 1: 0.4, 2: 0.6}, set(), 3),
+    ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3}, {1}, 3),
+    ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3, 5: 0.9}, {1}, 3),
+    ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3, 5: 0.9}, {1, 4}, 3),
+    ({7: 0.2, 3: 0.1, 9: 0.3, 8: 0.4}, {3}, 2),
+    ({}, set(), 2),
+)
+
+
+def _promotable(losses, gone, factor, size=None, first=min):
+    size = len(losses) // factor if size is None else size
+    best = sorted(losses, key=losses.get)[:size]
+    left = [trial for trial in best if trial not in gone]
+    return first(left, key=losses.get) if left else "nobody"
+
+
+@exercise(
+    "07.4",
+    hint="Sort the trials by loss, take the first len(losses) // factor, leave out who has gone.",
+    shows="Nobody waits for a rung to be full: that is all that is asynchronous about ASHA.",
+)
+def promotable(answer):
+    """Exercise 07.4: which trial of a rung may go on, by ASHA's rule."""
+    for losses, gone, factor in _RUNGS:
+        given = dict(losses), set(gone)
+        got = answer(given[0], given[1], factor)
+        if given != (losses, gone):
+            return "your function changes what it was given."
+        right = _promotable(losses, gone, factor)
+        if got == right:
+            continue
+        where = f"for the losses {losses}, gone {gone or '{}'} and factor {factor}: "
+        rest = {trial: loss for trial, loss in losses.items() if trial not in gone}
+        up = -(-len(losses) // factor)
+        if got in gone:
+            return where + "this trial has gone on already; nobody goes twice."
+        if rest and got == max(rest, key=rest.get):
+            return where + "this is the trial with the largest loss; a smaller loss is better."
+        if got == _promotable(losses, gone, factor, size=up):
+            return where + "the best share is rounded down, so that too few never go on too early."
+        if got == _promotable(rest, set(), factor):
+            return where + "the share is one of all trials of the rung, also of those gone."
+        if rest and got == min(rest, key=rest.get):
+            return where + "the best that is left need not be in the best share of the rung."
+        if got == "nobody":
+            return where + f"trial {right} is in the best share and may go on now; nobody waits."
+        return where + f"it should be {right!r}, not {got!r}."
+    return None
+
+
+# ---------------------------------------------------------------- 07.5: each result once
+
+
+_DELIVERIES = (
+    [("a", 1.0, None), ("b", 2.0, None)],
+    [("a", 1.0, None), ("a", 9.0, None), ("b", 2.0, None)],
+    [("a", "?", "its worker died"), ("b", 2.0, None), ("a", 1.0, None)],
+    [("b", 0.0, None), ("a", "?", "no"), ("a", "?", "no")],
+    [("b", 0.0, None), ("b", 3.0, None)],
+    [],
+)
+
+
+def _once(deliveries):
+    found = {}
+    for task, value, error in deliveries:
+        if error is None and task not in found:
+            found[task] = value
+    return found
+
+
+def _good(deliveries):
+    return [(task, value) for task, value, error in deliveries if error is None]
+
+
+def _of_the_first_try(deliveries):
+    first = {}
+    for task, value, error in deliveries:
+        first.setdefault(task, (value, error))
+    return {task: value for task, (value, error) in first.items() if error is None}
+
+
+_SLIPS = (
+    (
+        lambda d: dict(_good(d)),
+        "a late second result replaces the first; the first one counts.",
+    ),
+    (
+        lambda d: {task: sum(v for t, v in _good(d) if t == task) for task, _ in _good(d)},
+        "the results of one task are added up: it is counted twice.",
+    ),
+    (
+        lambda d: {task: [v for t, v in _good(d) if t == task] for task, _ in _good(d)},
+        "some task has a list of results; the first one alone counts.",
+    ),
+    (
+        lambda d: _once([one for one in d if one[1]]),
+        "the value 0 is a result, too: ask whether `error is None`.",
+    ),
+    (_of_the_first_try, "a task that failed at first and then succeeded is missing."),
+)
+
+
+@exercise(
+    "07.5",
+    hint="Go through the deliveries in order; take one only if it is no error and its task is new.",
+    shows="With this rule a task may run as often as it likes: its result counts once.",
+)
+def each_result_once(answer):
+    """Exercise 07.5: the first good result of each task."""
+    got = [answer(list(deliveries)) for deliveries in _DELIVERIES]
+    if not all(isinstance(found, dict) for found in got):
+        return "return a dict: {task: value}."
+    if any("?" in found.values() for found in got):
+        return "a task that has failed is there with its value: leave errors out."
+    for slip, sentence in _SLIPS:
+        if got == [slip(deliveries) for deliveries in _DELIVERIES]:
+            return sentence
+    for deliveries, found in zip(_DELIVERIES, got):
+        if found != _once(deliveries):
+            return f"for {deliveries} it should be {_once(deliveries)}, not {found}."
+    return None
+
+
+# ---------------------------------------------------------------- the quiz
+
+
+@exercise(
+    "07.quiz",
+    hint="Sections 2, 3, 4 and 6.",
+    shows="The tasks are simple; what is hard are the last one, the poor one and the lost one.",
+)
+def quiz(answers):
+    """The quiz of notebook 07."""
+    right = {"1": "c", "2": "a", "3": "b", "4": "b", "5": "c"}
+    why = {
+        "1a": "blocks are fixed beforehand: the giant's block also has other tasks.",
+        "1b": "a queue gets to the giant in the order of the list, maybe at the very end.",
+        "2b": "the overhead is per task, so more tasks have more of it.",
+        "2c": "two workers have no work at the end only for a moment; look at the overhead.",
+        "3a": "halving trains the survivors longest; the cost is not in question here.",
+        "3c": "it is not about the workers: halving is misled on a single one as well.",
+        "4a": "the rungs are the same; who waits differs.",
+        "4c": "ASHA decides with fewer results, so it errs a little more often.",
+        "5a": "the worker has died, not its task: the others can run it.",
+        "5b": "the task may be run twice; its result counts once.",
+    }
+    return check_letters(answers, right, why)

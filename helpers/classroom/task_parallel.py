@@ -1,0 +1,191 @@
+"""Figures and the panel of notebook 07, Task parallelism."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import StrMethodFormatter
+
+from helpers.classroom.panels import SettingsPanel, choice
+from helpers.classroom.plots import COLOURS, plot_curve, plot_lines, show
+from helpers.classroom.timeline import Recorder, draw_schedule
+from helpers.planner.tasks import makespan, simulate
+from helpers.studies import load_study
+
+__all__ = [
+    "DealingPanel",
+    "Recorder",
+    "draw_policies",
+    "draw_schedule",
+    "load_study",
+    "plot_curve",
+    "plot_lines",
+    "plot_rungs",
+    "plot_searches",
+    "show",
+]
+
+LENGTHS = {
+    "equal": [0.1] * 12,
+    "mixed": [0.05, 0.1, 0.05, 0.05, 0.1, 0.05, 0.15, 0.1, 0.3, 0.2, 0.3, 0.4],
+    "one giant": [0.05] * 11 + [0.65],
+}
+"""Seconds of the panel's naps; the sums are nearly equal."""
+MARKS = "osD^v"
+
+
+def draw_policies(events: dict) -> plt.Figure:
+    """Timelines below each other, one for each way to deal tasks out.
+
+    Parameters
+    ----------
+    events : dict of str to list of Event
+        Each begins at 0 s.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = draw_policies({p: simulate([1, 2], 2, p) for p in ("static", "dynamic")})
+    >>> [ax.get_title() for ax in figure.axes]
+    ['static: 2.00 s', 'dynamic: 2.00 s']
+    """
+    workers = 1 + max(event.rank for those in events.values() for event in those)
+    height = len(events) * (0.7 + 0.28 * workers)
+    figure = plt.figure(figsize=(7, height), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(events), sharex=True))
+    for ax, (name, those) in zip(axes, events.items()):
+        style = dict.fromkeys({event.operation for event in those}, (COLOURS["sky"], ""))
+        draw_schedule(those, workers, ax, styles=style)
+        ax.get_legend().remove()
+        ax.set(title=f"{name.replace('_', ' ')}: {makespan(those):.2f} s", xlabel="", xlim=0)
+        ax.title.set_size(10)
+    axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def plot_rungs(results, ax=None):
+    """Draw the loss of each trial of a search by budget: a line ends where its trial was stopped.
+
+    Parameters
+    ----------
+    results : iterable of (Job, float)
+        Of one search; a loss above the axis counts as its upper edge.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from helpers.parallel.search import Job
+    >>> ax = plot_rungs([(Job(0, {}, 1), 0.5), (Job(0, {}, 4), 0.4), (Job(1, {}, 1), 0.6)])
+    >>> [line.get_xdata().tolist() for line in ax.lines]
+    [[1, 4], [1]]
+    """
+    ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
+    losses = {}
+    for job, loss in sorted(results, key=lambda pair: (pair[0].trial, pair[0].budget)):
+        losses.setdefault(job.trial, {})[job.budget] = loss
+    most = max(max(line) for line in losses.values())
+    finite = [loss for line in losses.values() for loss in line.values() if np.isfinite(loss)]
+    top = np.quantile(finite, 0.9) + 0.3 * (np.quantile(finite, 0.9) - min(finite)) or 1.0
+    for trial, line in losses.items():
+        goes_far = max(line) == most
+        style = dict(color=COLOURS["blue"], linewidth=2.2, zorder=3) if goes_far else {}
+        style = {"color": "0.6", "linewidth": 0.8, **style, "marker": "o", "markersize": 3}
+        ax.plot(list(line), [min(loss, top) for loss in line.values()], **style)
+        if goes_far:
+            end = most, line[most]
+            ax.annotate(f"trial {trial}", end, (6, 0), textcoords="offset points", size=8)
+    ax.set_xscale("log")
+    rungs = sorted({budget for line in losses.values() for budget in line})
+    ax.set_xticks(rungs, [f"{rung:,}" for rung in rungs])
+    ax.minorticks_off()
+    ax.set(xlabel="budget (rows trained on)", ylabel="loss on the validation days")
+    ax.margins(x=0.12)
+    return ax
+
+
+def plot_searches(found: dict, near: float, ax=None):
+    """Draw what searches cost, against how much worse than the best trial their choice is.
+
+    Parameters
+    ----------
+    found : dict of str to list of (float, float)
+        By name of the search: its work as a share of the full search, and the difference of its
+        loss to the best, for each seed. Those that found the best lie at 0.
+    near : float
+        Differences up to this one count as near; a line is drawn there.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_searches({"full": [(1.0, 0.0)], "halving": [(0.06, 0.002)]}, near=0.005)
+    >>> ax.get_xlabel()
+    'work (share of the full search)'
+    """
+    ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
+    colours = [COLOURS[c] for c in ("blue", "orange", "green", "purple", "red")]
+    for (name, points), colour, marker in zip(found.items(), colours, MARKS):
+        work, apart = np.array(points).T
+        style = dict(linestyle="", marker=marker, color=colour, alpha=0.75, label=name)
+        ax.plot(work, apart, **style)
+    ax.axhline(near, linestyle=":", color="grey")
+    ax.text(0.98, near, f"{near:g} worse", transform=ax.get_yaxis_transform(), size=8, ha="right")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1])
+    ax.minorticks_off()
+    ax.set(xlabel="work (share of the full search)", ylabel="loss above the best trial's")
+    ax.legend(fontsize=8)
+    return ax
+
+
+class DealingPanel(SettingsPanel):
+    """Controls for the way of dealing, the lengths of naps and the batch; naps on real workers.
+
+    Whenever a control has moved, the naps run, and the figure shows the run measured above the run
+    simulated.
+
+    Parameters
+    ----------
+    cluster : helpers.cluster.Cluster
+    measure : callable
+        ``measure(policy, lengths)`` runs naps and returns seconds and events.
+    """
+
+    alt = (
+        "A panel with controls for the way of dealing naps out and for their lengths. Below them "
+        "two timelines of the workers: the naps as they were measured, and as they were simulated."
+    )
+    working = "The workers nap …"
+
+    def __init__(self, cluster, measure):
+        self.measure = measure
+        self.policy = choice("Deal", ("static", "dynamic", "longest first"), "static")
+        self.lengths = choice("Lengths", tuple(LENGTHS), "mixed")
+        super().__init__(cluster, (self.policy, self.lengths))
+
+    def try_setting(self) -> str:
+        """Nap, and note how long it took."""
+        lengths = LENGTHS[self.lengths.value]
+        seconds, self.events = self.measure(self.policy.value, lengths)
+        workers = self.cluster.n_workers
+        self.simulated = simulate(lengths, workers, self.policy.value)
+        best = sum(lengths) / workers
+        return (
+            f"{self.policy.value}, {self.lengths.value}: measured {seconds:.2f} s, simulated "
+            f"{makespan(self.simulated):.2f} s; the fair share of a worker is {best:.2f} s."
+        )
+
+    def draw(self) -> plt.Figure:
+        """The run, measured and simulated."""
+        return draw_policies({"measured": self.events, "simulated": self.simulated})

@@ -1,0 +1,459 @@
+"""Tasks on real workers and on a made-up client: each result once, whatever happens on the way."""
+
+import doctest
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.cluster import open_cluster
+from helpers.parallel import ledger, tasks
+from helpers.parallel.ledger import Done, Ledger
+from helpers.parallel.search import Job, asha, best_of, draw, run_serially, successive_halving
+from helpers.parallel.tasks import run_search, run_tasks
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with open_cluster(workers=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def mortal():
+    """Workers that may die: new ones for each test."""
+    with open_cluster(workers=2) as cluster:
+        yield cluster
+
+
+def values(done):
+    """Values by number; fails when a number comes twice."""
+    done = list(done)
+    assert max(Counter(d.number for d in done).values(), default=1) == 1
+    return {d.number: d.value for d in done}
+
+
+def square(x):
+    return x * x
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def first_time(flag):
+    """True for the first process that asks; a file remembers it."""
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_the_first_come_is_dealt_out_first_and_priority_before_that():
+    book = Ledger(batch=2)
+    for number, priority in enumerate([0, 0, 1, 0, 1]):
+        book.add(number, (number,), priority)
+    batches = []
+    while taken := book.take(workers=1):
+        batches.append([arguments[0] for arguments in taken[1]])
+    assert batches == [[2, 4], [0, 1], [3]] and book.waiting == 0 and len(book) == 5
+
+
+def test_a_task_that_fails_is_tried_again_until_its_retries_are_used_up():
+    book = Ledger(retries=2)
+    book.add("a", ())
+    for attempt in (1, 2):
+        ticket, _ = book.take(1)
+        assert book.settle(ticket, [(None, f"no {attempt}", 0.0)]) == []
+    ticket, _ = book.take(1)
+    assert book.settle(ticket, [(None, "no 3", 0.5)]) == [Done("a", None, "no 3", 3, 0.5)]
+    assert len(book) == 0 and book.take(1) is None
+
+
+def test_a_batch_that_is_given_back_goes_first_and_has_not_failed():
+    book = Ledger(retries=0, batch=2)
+    for number in range(4):
+        book.add(number, (number,))
+    ticket, _ = book.take(1)
+    book.give_back(ticket)
+    assert book.settle(ticket, [(0, None, 0), (1, None, 0)]) == []  # it comes too late
+    ticket, batch = book.take(1)
+    assert batch == [(0,), (1,)]
+    assert [d.attempts for d in book.settle(ticket, [(0, None, 0), (1, None, 0)])] == [1, 1]
+
+
+def test_when_a_batch_does_harm_its_tasks_are_tried_alone():
+    book = Ledger(retries=0, batch=3)
+    for number in range(5):
+        book.add(number, (number,))
+    ticket, _ = book.take(1)
+    assert book.blame(ticket, "it died") == []
+    sizes = {}
+    while taken := book.take(1):
+        ticket, batch = taken
+        sizes[batch[0][0]] = len(batch)
+    assert sizes == {3: 2, 0: 1, 1: 1, 2: 1}
+    [over] = book.blame(ticket, "it died")  # alone, it has failed
+    assert (over.number, over.error) == (2, "it died")
+
+
+def test_the_ledger_refuses_what_is_impossible():
+    with pytest.raises(ValueError, match="retries is -1"):
+        Ledger(retries=-1)
+    with pytest.raises(ValueError, match='or "guided"'):
+        Ledger(batch="many")
+    book = Ledger()
+    book.add(1, ())
+    with pytest.raises(ValueError, match="task 1 is there already"):
+        book.add(1, ())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 5), st.integers(0, 2), st.data())
+def test_in_any_order_of_events_each_task_is_over_once(n, batch, retries, data):
+    book, over, tickets = Ledger(retries, batch), [], []
+    for number in range(n):
+        book.add(number, (number,))
+    for _ in range(60):  # events of every kind, with tickets old and new
+        what = data.draw(st.sampled_from(["take", "settle", "fail", "give back", "blame"]))
+        if what == "take" and (taken := book.take(2)):
+            tickets.append(taken)
+        elif tickets and what != "take":
+            ticket, arguments = data.draw(st.sampled_from(tickets))
+            if what == "give back":
+                book.give_back(ticket)
+            elif what == "blame":
+                over += book.blame(ticket, "harm")
+            else:
+                error = "no" if what == "fail" else None
+                over += book.settle(ticket, [(a[0], error, 0.0) for a in arguments])
+    for ticket in list(book.running):
+        book.give_back(ticket)
+    while taken := book.take(2):
+        over += book.settle(taken[0], [(a[0], None, 0.0) for a in taken[1]])
+    assert Counter(d.number for d in over) == Counter(range(n))
+    assert all(d.value == d.number for d in over if d.error is None)
+    assert all(d.attempts <= retries + 1 for d in over) and len(book) == 0
+
+
+# ---------------------------------------------------------------- a made-up client
+
+
+class MadeUpFuture:
+    def __init__(self, key, value):
+        self.key, self.value, self.status = key, value, "pending"
+
+    def add_done_callback(self, call):
+        self.call = call
+        if self.status not in ("pending", "lost"):
+            call(self)
+            if self.fate == "twice":
+                call(self)
+
+    def exception(self):
+        return RuntimeError("its worker died four times")
+
+
+class MadeUpClient:
+    """Each batch meets a fate: what a real cluster does seldom, this one does all the time."""
+
+    def __init__(self, fates):
+        self.fates, self.placed = iter(fates), []
+
+    def nthreads(self):
+        return {"a": 1, "b": 1}
+
+    def scatter(self, values, **_options):
+        future = MadeUpFuture("shared", *values)
+        future.status = "finished"
+        self.placed.append(future)
+        return [future]
+
+    def submit(self, function, inner, arguments, placed, key):
+        shared = placed.value if placed is not None else None
+        future = MadeUpFuture(key, function(inner, arguments, shared))
+        fate = next(self.fates, "finished")
+        if fate == "data lost" and placed is not None:
+            placed.status, fate = "lost", "lost"
+        future.status = {"twice": "finished", "too late": "finished"}.get(fate, fate)
+        future.fate = fate
+        return future
+
+    def gather(self, futures, errors):
+        found = {}
+        for ticket, future in futures.items():
+            if future.fate == "twice":
+                future.call(future)  # it is said a second time that it has ended
+            found[ticket] = None if future.fate == "too late" else future.value
+        return found
+
+    def cancel(self, futures, force):
+        for future in futures:
+            future.status = "cancelled"
+
+
+FATES = ["finished", "error", "cancelled", "lost", "twice", "too late", "data lost"]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 15), st.lists(st.sampled_from(FATES), max_size=25), st.integers(1, 4))
+def test_no_result_is_lost_or_given_twice_whatever_happens_to_batches(n, fates, batch):
+    before, tasks.LOOK_SECONDS = tasks.LOOK_SECONDS, 1e-4
+    try:
+        client = MadeUpClient(fates)
+        done = run_tasks(client, lambda x, y: x + y, range(n), 10, batch=batch, retries=25)
+        assert values(done) == {k: k + 10 for k in range(n)}
+    finally:
+        tasks.LOOK_SECONDS = before
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 15), st.lists(st.sampled_from(FATES), max_size=25))
+def test_a_search_finds_the_same_whatever_happens_to_its_jobs(n, fates):
+    before, tasks.LOOK_SECONDS = tasks.LOOK_SECONDS, 1e-4
+
+    def train(config, budget):
+        return (config * 7 % 11) + 1 / budget
+
+    try:
+        found = list(
+            run_search(
+                MadeUpClient(fates), successive_halving(range(n), 1, 9, 3), train, retries=25
+            )
+        )
+    finally:
+        tasks.LOOK_SECONDS = before
+    serial = run_serially(successive_halving(range(n), 1, 9, 3), train)
+    assert sorted((r.job, r.loss) for r in found) == sorted(serial)
+
+
+# ---------------------------------------------------------------- real workers
+
+
+@pytest.mark.parametrize("batch", [1, 3, "guided"])
+def test_every_item_has_its_result(cluster, batch):
+    assert values(run_tasks(cluster.client, square, range(20), batch=batch)) == {
+        k: k * k for k in range(20)
+    }
+
+
+def test_shared_data_is_there_and_is_sent_once(cluster):
+    X = np.arange(200_000.0)
+
+    def size_of(scale, pair):  # a tuple and what is in it arrive as they were
+        array, nothing = pair
+        return scale * array.sum() if nothing is None else None
+
+    found = values(run_tasks(cluster.client, size_of, [1, 2, 3], shared=(X, None)))
+    assert found == {0: X.sum(), 1: 2 * X.sum(), 2: 3 * X.sum()}
+
+
+def test_results_come_as_they_are_ready_and_not_in_order(cluster):
+    done = run_tasks(cluster.client, nap, [0.6, 0.01, 0.02])
+    assert [d.number for d in done][-1] == 0
+
+
+def test_a_higher_priority_starts_first(cluster):
+    order = [
+        d.number
+        for d in run_tasks(cluster.client, nap, [0.05] * 12, priorities=[0] * 11 + [9], ahead=1)
+    ]
+    assert order.index(11) < 3
+
+
+def test_a_failing_task_says_why_and_the_others_go_on(cluster):
+    done = {d.number: d for d in run_tasks(cluster.client, lambda x: 1 / x, [1, 0, 2], retries=1)}
+    assert done[1] == Done(1, None, "ZeroDivisionError: division by zero", 2, done[1].seconds)
+    assert (done[0].value, done[2].value) == (1, 0.5)
+
+
+def test_a_result_that_cannot_travel_fails_alone(cluster):
+    def lock_or_number(x):
+        return threading.Lock() if x == 1 else x
+
+    done = {d.number: d for d in run_tasks(cluster.client, lock_or_number, range(4), retries=0)}
+    assert "cannot pickle" in done[1].error
+    assert {n: d.value for n, d in done.items() if d.error is None} == {0: 0, 2: 2, 3: 3}
+
+
+def fails_once(x, folder):
+    if x == 2 and first_time(f"{folder}/failed"):
+        raise OSError("a hiccup")
+    return x
+
+
+def test_a_hiccup_is_tried_again(cluster, tmp_path):
+    done = {
+        d.number: d for d in run_tasks(cluster.client, fails_once, range(4), shared=str(tmp_path))
+    }
+    assert {n: d.attempts for n, d in done.items()} == {0: 1, 1: 1, 2: 2, 3: 1}
+    assert all(d.error is None and d.value == n for n, d in done.items())
+
+
+def dies_once(x, folder):
+    time.sleep(0.02)
+    if x == 3 and first_time(f"{folder}/died"):
+        os._exit(1)
+    Path(folder, f"ran-{x}-{os.getpid()}-{time.time_ns()}").touch()
+    return x
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_worker_that_dies_loses_no_result_and_gives_none_twice(mortal, tmp_path, batch):
+    done = run_tasks(mortal.client, dies_once, range(12), shared=str(tmp_path), batch=batch)
+    assert values(done) == {k: k for k in range(12)}
+    runs = Counter(path.name.split("-")[1] for path in tmp_path.glob("ran-*"))
+    assert len(runs) == 12  # some may have run twice, but each was counted once
+
+
+def hangs_once(x, folder):
+    if x == 1 and first_time(f"{folder}/hung"):
+        time.sleep(600)
+    time.sleep(0.02)
+    return x
+
+
+def test_a_task_that_hangs_is_ended_and_tried_again(mortal, tmp_path):
+    start = time.monotonic()
+    done = list(run_tasks(mortal.client, hangs_once, range(8), shared=str(tmp_path), limit=0.5))
+    assert values(done) == {k: k for k in range(8)}
+    assert {d.number: d.attempts for d in done}[1] == 2
+    assert time.monotonic() - start < 20
+
+
+def test_a_task_that_always_hangs_is_given_up(mortal):
+    done = {
+        d.number: d for d in run_tasks(mortal.client, nap, [600, 0.01, 0.01], limit=0.4, retries=0)
+    }
+    assert done[0].error == "it took longer than 0.4 s"
+    assert done[1].error is None and done[2].error is None
+
+
+def always_dies(x):
+    if x == 1:
+        os._exit(1)
+    return x
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker_is_given_up_and_its_batch_is_not(mortal):
+    done = {
+        d.number: d for d in run_tasks(mortal.client, always_dies, range(4), batch=4, retries=0)
+    }
+    assert "KilledWorker" in done[1].error
+    assert {n: d.value for n, d in done.items() if d.error is None} == {0: 0, 2: 2, 3: 3}
+
+
+def test_the_only_worker_dies_with_the_shared_data(tmp_path):
+    with open_cluster(workers=1) as alone:
+        done = run_tasks(alone.client, dies_once, range(6), shared=str(tmp_path))
+        assert values(done) == {k: k for k in range(6)}
+
+
+def test_who_stops_early_leaves_nothing_running(cluster):
+    for done in run_tasks(cluster.client, nap, [0.01] * 4 + [0.2] * 40):
+        if done.number == 3:
+            break
+    end = time.monotonic() + 5
+    while any(cluster.client.processing().values()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(cluster.client.processing().values())
+
+
+def test_an_interrupt_leaves_nothing_running(cluster):
+    main = threading.get_ident()
+    import signal
+
+    def interrupt():
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Timer(0.3, interrupt).start()
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(run_tasks(cluster.client, nap, [0.02] * 500))
+    end = time.monotonic() + 5
+    while any(cluster.client.processing().values()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(cluster.client.processing().values())
+    assert values(run_tasks(cluster.client, square, range(3))) == {0: 0, 1: 1, 2: 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(limit=0), "limit is 0"),
+        (dict(ahead=0), "ahead is 0"),
+        (dict(batch=0), 'or "guided"'),
+        (dict(retries=-1), "retries is -1"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(cluster, options, words):
+    with pytest.raises(ValueError, match=words):
+        list(run_tasks(cluster.client, square, [1], **options))
+
+
+# ---------------------------------------------------------------- searches on real workers
+
+
+def made_up_loss(config, budget):
+    return abs(np.log10(config["rate"])) + 1 / budget
+
+
+def test_halving_on_workers_equals_halving_alone(cluster):
+    configs = draw({"rate": (1e-3, 1e3)}, 27, seed=3)
+    serial = run_serially(successive_halving(configs, 1, 27, 3), made_up_loss)
+    found = list(run_search(cluster.client, successive_halving(configs, 1, 27, 3), made_up_loss))
+    key = lambda pair: (pair[0].budget, pair[0].trial)  # noqa: E731
+    assert sorted(((r.job, r.loss) for r in found), key=key) == sorted(serial, key=key)
+
+
+def test_asha_on_workers_runs_each_job_once_and_finds_the_best(cluster):
+    configs = draw({"rate": (1e-3, 1e3)}, 27, seed=3)
+    found = list(run_search(cluster.client, asha(configs, 1, 27, 3), made_up_loss))
+    jobs = Counter((r.job.trial, r.job.budget) for r in found)
+    assert max(jobs.values()) == 1 and sum(budget == 1 for _, budget in jobs) == 27
+    best = min(range(27), key=lambda trial: made_up_loss(configs[trial], 1))
+    assert best_of((r.job, r.loss) for r in found)[0].trial == best
+
+
+def fails_or_diverges(config, budget, folder):
+    if config == 0:
+        raise ValueError("no")
+    if config == 1:
+        return float("nan")
+    return dies_once(config, folder)
+
+
+def test_a_search_goes_on_when_trials_fail_diverge_or_kill_their_worker(mortal, tmp_path):
+    search = successive_halving(range(9), 1, 9, 3)
+    found = list(
+        run_search(mortal.client, search, fails_or_diverges, shared=str(tmp_path), retries=0)
+    )
+    losses = {(r.job.trial, r.job.budget): r.loss for r in found}
+    assert len(losses) == len(found) == 9 + 3 + 1
+    assert losses[0, 1] == losses[1, 1] == np.inf
+    assert next(r.error for r in found if r.job.trial == 0) == "ValueError: no"
+    assert best_of([(r.job, r.loss) for r in found])[0] == Job(2, 2, 9)
+
+
+def test_a_search_that_waits_for_nothing_is_told(cluster):
+    def never():
+        yield None
+
+    with pytest.raises(RuntimeError, match="waits for a result"):
+        list(run_search(cluster.client, never(), made_up_loss))
+
+
+def test_the_examples():
+    assert doctest.testmod(ledger).failed == 0 and doctest.testmod(tasks).failed == 0
