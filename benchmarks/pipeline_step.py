@@ -6,7 +6,7 @@ Seconds of one step, the median of 30 after some that warm up, as rank 0 sees th
 
 ours
     Two Dask workers, `run_schedule`.
-pipelining
+torch
     torch.distributed.pipelining over gloo: same network, same data, same schedule.
 limit
     The same computing without any exchange, both ranks at once, times (m + p - 1) / m: what a
@@ -214,7 +214,7 @@ def run(rounds=ROUNDS):
     list of Case
         One for each schedule, with ``more["bubble"]`` and ``more["theory"]``.
     """
-    with_torch = launch.present(["pipelining"])
+    with_torch = launch.present(["torch"])
     return [_case(name, schedule, rounds, with_torch) for name, schedule in SCHEDULES.items()]
 
 
@@ -229,7 +229,7 @@ def _case(name, schedule, rounds, with_torch):
     fill = (MICROBATCHES + RANKS - 1) / MICROBATCHES
     sides = {"ours": measure_ours, "limit": lambda: _ours(schedule, False)[0] * fill}
     if with_torch:
-        sides["pipelining"] = lambda: launch.ranks("benchmarks.peers.pipeline_step", name)
+        sides["torch"] = lambda: launch.ranks("benchmarks.peers.pipeline_step", name)
     medians = interleaved(sides, rounds)
     theory = (RANKS - 1) / (MICROBATCHES + RANKS - 1)
     more = {"bubble": median(bubbles), "theory": theory}

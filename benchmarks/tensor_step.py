@@ -8,7 +8,7 @@ after some that warm up, as rank 0 sees them. Less is better.
 
 ours
     Two Dask workers; what is added up lies in memory that both can read.
-dtensor
+torch
     PyTorch's tensor parallelism (DTensor: ColwiseParallel, RowwiseParallel) over gloo.
 limit
     The same two ranks of ours without the exchange: half of the columns each.
@@ -160,8 +160,8 @@ def run(rounds=ROUNDS):
         One, with ``more["serial"]``, seconds.
     """
     sides = {"ours": lambda: _ours(2, True), "limit": lambda: _ours(2, False)}
-    if launch.present(["dtensor"]):
-        sides["dtensor"] = lambda: launch.ranks("benchmarks.peers.tensor_step")
+    if launch.present(["torch"]):
+        sides["torch"] = lambda: launch.ranks("benchmarks.peers.tensor_step")
     sides["serial"] = lambda: _ours(1, False)
     medians = interleaved(sides, rounds)
     more = {"serial": medians.pop("serial")}

@@ -13,9 +13,7 @@ from helpers.engine.mesh import Mesh
 from helpers.parallel.schedules import gpipe, plan
 
 TWO_CORES = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the targets are for two cores")
-NEEDS_TORCH = pytest.mark.skipif(
-    bool(launch.missing("pipelining")), reason="torch is not installed"
-)
+NEEDS_TORCH = pytest.mark.skipif(bool(launch.missing("torch")), reason="torch is not installed")
 
 
 def checked(rank, forgets):
@@ -44,7 +42,7 @@ def test_every_schedule_is_a_case_with_its_bubble_and_its_limit(monkeypatch):
     cases = pipeline_step.run(3)
     assert [case.name for case in cases] == ["GPipe", "1F1B"]
     for case in cases:
-        assert (case.ours, case.peers) == (0.9, {"pipelining": 1.0})
+        assert (case.ours, case.peers) == (0.9, {"torch": 1.0})
         assert case.limit == pytest.approx(0.8 * 9 / 8)
         assert case.more == {"bubble": 0.125, "theory": 1 / 9}
 
@@ -55,5 +53,5 @@ def test_every_schedule_is_a_case_with_its_bubble_and_its_limit(monkeypatch):
 @NEEDS_TORCH
 def test_the_step_is_as_quick_as_its_peer_and_as_idle_as_the_theory_says():
     for case in pipeline_step.run(5):
-        assert case.ours <= case.peers["pipelining"], case
+        assert case.ours <= case.peers["torch"], case
         assert abs(case.more["bubble"] - case.more["theory"]) <= 0.05, case

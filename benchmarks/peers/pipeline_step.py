@@ -1,4 +1,4 @@
-"""Peer "pipelining": one training step of torch.distributed.pipelining over gloo."""
+"""Peer "torch": one training step of torch.distributed.pipelining over gloo."""
 
 import os
 import sys

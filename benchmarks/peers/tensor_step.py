@@ -1,4 +1,4 @@
-"""Peer "dtensor": an MLP block with PyTorch's tensor parallelism over gloo."""
+"""Peer "torch": an MLP block with PyTorch's tensor parallelism over gloo."""
 
 import os
 import sys

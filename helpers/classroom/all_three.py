@@ -7,6 +7,8 @@ module alone for all of its figures, predictions and stored studies.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +18,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from helpers.classroom.data_parallel_at_scale import plot_memory
 from helpers.classroom.panels import SettingsPanel, choice
 from helpers.classroom.pipeline_parallel import draw_timelines
-from helpers.classroom.plots import COLOURS, HATCHES, plot_lines, show
+from helpers.classroom.plots import COLOURS, HATCHES, draw_predicted, plot_lines, show
+from helpers.classroom.timeline import draw_schedule
 from helpers.parallel import schedules
 from helpers.planner import layout, machine, pipeline
 from helpers.studies import load_study
@@ -39,6 +42,12 @@ __all__ = [
 ]
 
 AXES = ("tensor", "pipeline", "data")
+STYLES = {
+    "forward": (COLOURS["sky"], ""),
+    "backward": (COLOURS["orange"], ""),
+    "complete": (COLOURS["purple"], "xx"),
+    "update": (COLOURS["red"], "\\\\"),
+}
 SCHEDULES = {
     "1F1B": schedules.one_f_one_b,
     "GPipe": schedules.gpipe,
@@ -118,8 +127,7 @@ def plot_bytes(measured: dict, predicted: dict, ax=None):
             style |= dict(hatch=HATCHES[number], edgecolor="black", label=label)
             ax.bar(x, sent[axis] / 1e3, 0.24, **style)
             height = predicted[name][axis] / 1e3
-            label = "predicted" if place == number == 0 else None
-            ax.plot([x - 0.13, x + 0.13], [height] * 2, "--", color="black", label=label)
+            draw_predicted(ax, x, 0.26, height, label=place == number == 0)
     ax.set_xticks(range(len(measured)), list(measured))
     ax.set_ylabel("bytes that a rank sends (kB)")
     ax.legend(fontsize=8)
@@ -333,7 +341,7 @@ def draw_step(events, ranks: int, ax):
     Parameters
     ----------
     events : list of Event
-        Of one step; only operations and waiting are drawn.
+        Of one step; only what a rank computes is drawn.
     ranks : int
     ax : matplotlib.axes.Axes
 
@@ -341,17 +349,13 @@ def draw_step(events, ranks: int, ax):
     -------
     matplotlib.axes.Axes
     """
-    kinds = {"forward": ("sky", ""), "backward": ("orange", ""), "input": ("yellow", "//")}
-    kinds |= {"weight": ("green", ".."), "complete": ("purple", "xx"), "update": ("red", "\\\\")}
     begin = min(event.start for event in events)
-    for kind, (colour, hatch) in kinds.items():
-        label = kind
-        for event in (event for event in events if event.operation == kind):
-            style = dict(color=COLOURS[colour], hatch=hatch, edgecolor="white", label=label)
-            at = 1e3 * (event.start - begin)
-            ax.barh(event.rank, 1e3 * event.length, 0.7, at, **style)
-            label = None
-    ax.set(xlabel="time (ms)", yticks=range(ranks), ylim=(ranks - 0.5, -0.5), xlim=0)
-    ax.set_yticklabels([f"rank {rank}" for rank in range(ranks)])
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, borderaxespad=0)
+    shown = [
+        replace(event, start=1e3 * (event.start - begin), length=1e3 * event.length, lane=0)
+        for event in events
+        if event.operation in STYLES
+    ]
+    styles = {kind: style for kind, style in STYLES.items() if kind in {e.operation for e in shown}}
+    draw_schedule(shown, ranks, ax, name="rank", styles=styles)
+    ax.set(xlabel="time (ms)", xlim=0)
     return ax

@@ -150,6 +150,22 @@ def close_to(answer, expected, tolerance: float = 1e-6) -> bool:
     return bool(np.all(np.abs(answer - expected) <= tolerance * scale))
 
 
+def known_mistake(got, right, mistakes) -> str | None:
+    """The sentence on a typical mistake, where that differs from the right answer.
+
+    Parameters
+    ----------
+    got, right : number or array
+        What the reader's function gave, and what it should give.
+    mistakes : sequence of (number or array, str)
+        What a typical mistake gives, and what is wrong then.
+    """
+    for wrong, sentence in mistakes:
+        if close_to(got, wrong) and not close_to(wrong, right):
+            return sentence
+    return None
+
+
 def check_letters(answers, right: dict[str, str], why: dict[str, str]) -> str | None:
     """Check a quiz: letters by number of the question.
 

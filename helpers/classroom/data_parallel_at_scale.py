@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import StrMethodFormatter
 
 from helpers.classroom.panels import SettingsPanel, choice, ranks_slider
-from helpers.classroom.plots import COLOURS, HATCHES, plot_lines, show
+from helpers.classroom.plots import COLOURS, HATCHES, draw_predicted, plot_lines, show
 from helpers.classroom.timeline import draw_schedule
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
@@ -140,8 +140,7 @@ def plot_memory(measured: dict, predicted: dict, ax=None):
         below += heights
     for place, name in enumerate(measured):
         height = sum(predicted[name].values()) / 1e6
-        label = "predicted" if place == 0 else None
-        ax.plot([place - 0.4, place + 0.4], [height, height], "--", color="black", label=label)
+        draw_predicted(ax, place, 0.8, height, label=place == 0)
     ax.set_xticks(range(len(measured)), list(measured))
     ax.set_ylabel("memory of a rank (MB)")
     ax.legend(fontsize=8)

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from helpers.classroom.panels import SettingsPanel, choice, ranks_slider
-from helpers.classroom.plots import COLOURS, HATCHES, plot_lines, show
+from helpers.classroom.plots import COLOURS, HATCHES, draw_predicted, plot_lines, show
 from helpers.classroom.timeline import PALE, draw_schedule
 from helpers.planner.pipeline import bubble, peak_activations, step_seconds
 from helpers.studies import load_study
@@ -167,7 +167,7 @@ def plot_scores(measured: dict, predicted: dict, ranks: int, chunks: dict | None
     for place, name in enumerate(names):
         style = dict(color=COLOURS["sky"], edgecolor="black")
         left.bar(place, bubble(measured[name], ranks), 0.6, **style)
-        _dashes(left, place, 0.8, bubble(predicted[name], ranks), place == 0)
+        draw_predicted(left, place, 0.8, bubble(predicted[name], ranks), place == 0)
         parts = (chunks or {}).get(name, 1)
         peaks = [
             [kept / parts for kept in peak_activations(events[name], ranks)]
@@ -180,7 +180,7 @@ def plot_scores(measured: dict, predicted: dict, ranks: int, chunks: dict | None
             label = f"rank {rank}, measured" if place == 0 else None
             style = dict(color=colour, edgecolor="black", hatch=HATCHES[rank % 8], label=label)
             right.bar(x, seen, width, **style)
-            _dashes(right, x, width, expected, place == rank == 0)
+            draw_predicted(right, x, width, expected, place == rank == 0)
     left.set(title="Bubble: idle share of the ranks' time", ylim=0)
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set(title="Activations kept at most", ylabel="micro-batches of a whole stage")
@@ -188,12 +188,6 @@ def plot_scores(measured: dict, predicted: dict, ranks: int, chunks: dict | None
         ax.set_xticks(range(len(names)), [n.replace("-", "-\n") for n in names], fontsize=8)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure
-
-
-def _dashes(ax, x, width, height, with_label):
-    label = "predicted" if with_label else None
-    ends = [x - width / 2, x + width / 2]
-    ax.plot(ends, [height] * 2, "--", color="black", linewidth=2, label=label)
 
 
 def plot_recomputation(measured: dict, predicted: dict, ax=None):

@@ -111,6 +111,22 @@ def plot_speedup(measured: dict, predicted: dict, cores: int | None = None, ax=N
     return ax
 
 
+def draw_predicted(ax, x: float, width: float, height: float, label: bool = False) -> None:
+    """Draw a dashed line across a bar, at the height that was predicted for it.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    x, width : float
+        The line's middle and its length.
+    height : float
+    label : bool
+        True: the legend names it. Once in a figure is enough.
+    """
+    name, ends = "predicted" if label else None, [x - width / 2, x + width / 2]
+    ax.plot(ends, [height] * 2, "--", color=COLOURS["black"], linewidth=2.2, label=name)
+
+
 def plot_bars(measured: dict, predicted: dict, ax=None):
     """Draw a bar for each measured value, and a dashed line where it was predicted.
 
@@ -137,8 +153,7 @@ def plot_bars(measured: dict, predicted: dict, ax=None):
         ax.bar(x, value, edgecolor="black", label="measured" if x == 0 else None, **style)
     for x, name in enumerate(measured):
         if name in predicted:
-            ends, height = [x - 0.45, x + 0.45], [predicted[name]] * 2
-            ax.plot(ends, height, "--", color=COLOURS["black"], linewidth=2.2)
+            draw_predicted(ax, x, 0.9, predicted[name])
     ax.set_xticks(range(len(measured)), list(measured))
     return ax
 

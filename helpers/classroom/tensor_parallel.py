@@ -12,7 +12,7 @@ import numpy as np
 from helpers.classroom.data_parallel_at_scale import plot_memory
 from helpers.classroom.diagrams import WORKERS, arrow, block, box
 from helpers.classroom.panels import SettingsPanel, choice
-from helpers.classroom.plots import COLOURS, HATCHES, show
+from helpers.classroom.plots import COLOURS, HATCHES, draw_predicted, show
 from helpers.classroom.tensor_parallel_programs import block_step, exchange_seconds
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
@@ -209,10 +209,8 @@ def plot_work(measured: dict, predicted: dict, ax=None):
         style = dict(color=COLOURS[("sky", "orange")[number]], hatch=HATCHES[number])
         ax.bar(places, shares, 0.92 * thick, edgecolor="black", label=name, **style)
         for place, share in zip(places, predicted[name]):
-            ends = [place - thick / 2, place + thick / 2]
             last = number == len(measured) - 1 and place == places[-1]
-            label = "predicted" if last else None
-            ax.plot(ends, [share, share], "--", color="black", label=label)
+            draw_predicted(ax, place, thick, share, label=last)
     ax.set_xticks(range(len(shares)))
     ax.set(xlabel="rank", ylabel="share of the work")
     ax.legend(fontsize=8)
@@ -289,8 +287,7 @@ class TensorParallelPanel(SettingsPanel):
             heights = [measured[name] for measured, _ in self.tried.values()]
             ax.bar(places, heights, 0.6, color=COLOURS[colour], edgecolor="black", label="measured")
             for place, (_, told) in zip(places, self.tried.values()):
-                ends, label = [place - 0.4, place + 0.4], "predicted" if place == 0 else None
-                ax.plot(ends, [told[name]] * 2, "--", color="black", label=label)
+                draw_predicted(ax, place, 0.8, told[name], label=place == 0)
             ax.set_xticks(places, list(self.tried), fontsize=7)
             ax.set_ylabel(name)
         axes[1].set_xlabel("ranks × width; the positions whole or cut between the matrices")

@@ -264,12 +264,10 @@ def attend_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALON
     --------
     See `block_grad_input`.
     """
-    memory = memory or Memory(dy.dtype)
-    d_in, later = _attend_back(parameters, kept, dy, memory, exchange)
-    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
+    return _input_half(_attend_back, parameters, kept, dy, out, memory, exchange)
 
 
-def attend_grad_weights(kept, later, gradient_out, exchange=ALONE):
+def attend_grad_weights(kept, later, gradient_out):
     """The gradient of `attend` by its parameters, written into ``gradient_out``.
 
     Parameters
@@ -278,9 +276,6 @@ def attend_grad_weights(kept, later, gradient_out, exchange=ALONE):
     later : Later
     gradient_out : dict
         Arrays of the names and shapes of the parameters. Those of the other half are left alone.
-    exchange : Alone
-        As for `attend`. What entered is not kept, but entered again (Korthikanti et al. 2022,
-        section 4.2.2).
 
     Examples
     --------
@@ -297,10 +292,8 @@ def attend_grad(parameters, kept, dy, gradient_out, out=None, memory=None, excha
     Parameters, result and errors are those of `attend_grad_input` and `attend_grad_weights`, but
     ``out`` may be ``dy`` itself.
     """
-    memory = memory or Memory(dy.dtype)
-    d_in, later = _attend_back(parameters, kept, dy, memory, exchange)
-    attend_grad_weights(kept, later, gradient_out, exchange)
-    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
+    halves = _attend_back, attend_grad_weights
+    return _both_halves(*halves, parameters, kept, dy, gradient_out, out, memory, exchange)
 
 
 def _attend_back(parameters, kept, dy, memory, exchange):
@@ -353,12 +346,10 @@ def perceive(parameters, x, out=None, memory=None, exchange=ALONE):
 
 def perceive_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE):
     """The gradient of `perceive` by its input; all is as for `attend_grad_input`."""
-    memory = memory or Memory(dy.dtype)
-    d_in, later = _perceive_back(parameters, kept, dy, memory, exchange)
-    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
+    return _input_half(_perceive_back, parameters, kept, dy, out, memory, exchange)
 
 
-def perceive_grad_weights(kept, later, gradient_out, exchange=ALONE):
+def perceive_grad_weights(kept, later, gradient_out):
     """The gradient of `perceive` by its parameters; all is as for `attend_grad_weights`."""
     linear_grad_weights(later.d_branch, kept.active, gradient_out["down_w"], gradient_out["down_b"])
     linear_grad_weights(later.d_inner, later.entered, gradient_out["up_w"], gradient_out["up_b"])
@@ -367,10 +358,8 @@ def perceive_grad_weights(kept, later, gradient_out, exchange=ALONE):
 
 def perceive_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):
     """Both gradients of `perceive`; all is as for `attend_grad`."""
-    memory = memory or Memory(dy.dtype)
-    d_in, later = _perceive_back(parameters, kept, dy, memory, exchange)
-    perceive_grad_weights(kept, later, gradient_out, exchange)
-    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
+    halves = _perceive_back, perceive_grad_weights
+    return _both_halves(*halves, parameters, kept, dy, gradient_out, out, memory, exchange)
 
 
 def _perceive_back(parameters, kept, dy, memory, exchange):
@@ -445,10 +434,10 @@ def block_grad_input(parameters, kept, dy, out=None, memory=None, exchange=ALONE
     return dx, (attended, perceived)
 
 
-def block_grad_weights(kept, later, gradient_out, exchange=ALONE):
+def block_grad_weights(kept, later, gradient_out):
     """The gradient of `block` by its parameters; all is as for `attend_grad_weights`."""
-    attend_grad_weights(kept.attend, later[0], gradient_out, exchange)
-    perceive_grad_weights(kept.perceive, later[1], gradient_out, exchange)
+    attend_grad_weights(kept.attend, later[0], gradient_out)
+    perceive_grad_weights(kept.perceive, later[1], gradient_out)
 
 
 def block_grad(parameters, kept, dy, gradient_out, out=None, memory=None, exchange=ALONE):
@@ -548,6 +537,19 @@ def _normalise_grad(scale, kept, dy):
     """Its gradients by scale and shift; that by its input takes the place of ``dy``."""
     dscale, dshift, _ = layer_norm_grad(_rows(dy), scale, kept, dx=_rows(dy))
     return dscale, dshift
+
+
+def _input_half(back, parameters, kept, dy, out, memory, exchange):
+    """The gradient of a half block by its input, and what the other half needs."""
+    d_in, later = back(parameters, kept, dy, memory or Memory(dy.dtype), exchange)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype)), later
+
+
+def _both_halves(back, weights, parameters, kept, dy, gradient_out, out, memory, exchange):
+    """Both gradients of a half block; those by weights first, as ``out`` may be ``dy``."""
+    d_in, later = back(parameters, kept, dy, memory or Memory(dy.dtype), exchange)
+    weights(kept, later, gradient_out)
+    return np.add(dy, d_in, out=ready_contiguous(out, dy.shape, dy.dtype))
 
 
 def _rows(x):

@@ -79,7 +79,7 @@ def run_schedule(group, plan, stages, take_turns: bool = False, memory: dict | N
         for rank, operation in in_turn(plan, chunks):
             if rank == group.rank:
                 _carry_out(group, mail, stages, operation)
-            mail.fetch_all(rank)
+            mail.fetch_next(rank)
             barrier(group)
     else:
         for operation in plan[group.rank]:
@@ -115,9 +115,9 @@ def in_turn(plan, chunks: int = 1) -> list[tuple]:
     >>> [(rank, operation.kind) for rank, operation in in_turn(plan(one_by_one, 2, 1))]
     [(0, 'forward'), (1, 'forward'), (1, 'backward'), (0, 'backward')]
     """
-    todo = [iter(operations) for operations in plan]
+    left = [iter(operations) for operations in plan]
     events = (event for event in simulate(plan, Costs(), chunks) if event.operation in GIVES)
-    return [(event.rank, next(todo[event.rank])) for event in events]
+    return [(event.rank, next(left[event.rank])) for event in events]
 
 
 class Mail:
@@ -165,7 +165,7 @@ class Mail:
         else:
             self.group.post(given, target, _label(need), room=ON_THE_WAY * given.nbytes)
 
-    def fetch_all(self, source):
+    def fetch_next(self, source):
         """Receive what a rank has just sent here in its turn."""
         coming = self._coming.get(source)
         if coming is not None and (need := next(coming)) is not None:

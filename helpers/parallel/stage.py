@@ -278,7 +278,7 @@ class GPTStage:
         slot = self._slots.pop(microbatch)
         for layer in reversed(self._blocks):
             kept, later = slot.kept[layer], slot.later.pop(layer)
-            nn.block_grad_weights(kept, later, self._a[layer], self._exchange)
+            nn.block_grad_weights(kept, later, self._a[layer])
         self._finish(microbatch, slot, slot.dx)
         slot.dx = None
 
@@ -289,11 +289,6 @@ class GPTStage:
         """Bytes that are kept for micro-batches between forward and backward, at their most."""
         slots = [*self._free, *self._slots.values()]
         return sum(memory.nbytes for slot in slots for memory in slot.memory.values())
-
-    @property
-    def working_bytes(self) -> int:
-        """Bytes to work in: for one block and one micro-batch at a time, and what this adds."""
-        return self._again.nbytes + self.scratch.nbytes + self._added.nbytes
 
     # ------------------------------------------------------------ parts of a pass
 

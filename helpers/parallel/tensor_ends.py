@@ -7,7 +7,7 @@ import numpy as np
 from helpers.engine.collectives import all_gather, all_reduce
 from helpers.nn.blocks import Memory, check_vectors, ready_contiguous
 from helpers.nn.ends import HeadKept, head_loss_grad_weights
-from helpers.nn.layers import check_dtypes
+from helpers.nn.layers import check_dtypes, check_integers
 from helpers.nn.tokens import IGNORE, check_tokens
 from helpers.nn.transformer import layer_norm, layer_norm_grad
 from helpers.parallel.tensor_exchange import TensorParallel
@@ -281,7 +281,7 @@ def _scores(parameters, table, x, memory, exchange):
 
 def _cross_entropy(z, targets, group, divisor):
     """The loss, and its gradient in place of the scores of this rank's tokens."""
-    counts = _check_targets(targets, z.shape[1] * group.size)
+    counts = check_integers("targets", targets, z.shape[1] * group.size, IGNORE) != IGNORE
     divisor = np.count_nonzero(counts) if divisor is None else divisor
     if not divisor > 0:
         raise ValueError(f"the divisor is {divisor}: give a positive one, or a target that counts.")
@@ -301,15 +301,3 @@ def _combined(group, numbers, operation="sum"):
         return numbers
     with group.owner.record("all_reduce", nbytes=numbers.nbytes):
         return all_reduce(group, numbers, out=numbers, operation=operation)
-
-
-def _check_targets(targets, vocabulary):
-    """Which of the targets count, if all are tokens or -1."""
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"targets have dtype {targets.dtype}: give integers.")
-    if targets.size and not (targets.min() >= IGNORE and targets.max() < vocabulary):
-        raise ValueError(
-            f"targets go from {targets.min()} to {targets.max()}: they must lie in 0 to "
-            f"{vocabulary - 1}, or be {IGNORE} where none counts."
-        )
-    return targets != IGNORE

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 from helpers.parallel import schedules
 from helpers.planner.pipeline import Costs, peak_activations, simulate
-from helpers.planner.stages import kept_numbers
-
-AXES = ("data", "tensor", "pipeline")
+from helpers.planner.stages import activation_bytes
 
 
 @dataclass(frozen=True)
@@ -187,34 +185,25 @@ def memory(
     whole = sum(numbers)
     ranks = layout.data if layout.zero else 1
     own = sum(number // ranks + (data < number % ranks) for number in numbers)
-    kept = peak_activations(simulate(layout.plan(), Costs(), layout.chunks), layout.pipeline)
     return {
         "parameters": itemsize * whole,
         "gradients": itemsize * whole,
         "state": itemsize * moments * (own if layout.zero else whole),
-        "activations": _activations(gpt, layout, batch, length, pipeline, kept, itemsize),
+        "activations": _activations(gpt, layout, batch, length, pipeline, itemsize),
     }
 
 
-def _activations(gpt, layout, batch, length, pipeline, kept, itemsize):
-    """Of one rank; with several chunks, of the chunks one after the other."""
-    cut, total = (layout.tensor, layout.sequence), 0
-    norm = 2 * gpt.width // (layout.tensor if layout.sequence else 1)
-    head = norm + gpt.vocabulary // layout.tensor  # its scores too
-    positions = layout.rows(batch) * length
-    for stage in range(pipeline, layout.stages, layout.pipeline):
-        last = stage == layout.stages - 1
-        number = kept[pipeline] if layout.chunks == 1 else _kept_of_chunk(layout, pipeline, stage)
-        block = kept_numbers(gpt.width, length, gpt.heads, layout.recompute, *cut)
-        total += number * positions * (blocks_of(gpt, layout, stage) * block + last * head)
-    return itemsize * total
-
-
-def _kept_of_chunk(layout, pipeline, stage):
-    """Of how many micro-batches one chunk keeps activations at most."""
+def _activations(gpt, layout, batch, length, pipeline, itemsize):
+    """Of one rank: those of each of its stages at their most."""
     events = simulate(layout.plan(), Costs(), layout.chunks)
-    events = [event for event in events if event.layer == stage]
-    return peak_activations(events, layout.pipeline)[pipeline]
+    about = layout.rows(batch) * length, gpt.width, length, gpt.heads, layout.recompute
+    cut, total = (itemsize, layout.tensor, layout.sequence), 0
+    for stage in range(pipeline, layout.stages, layout.pipeline):
+        mine = [event for event in events if event.layer == stage]
+        kept = peak_activations(mine, layout.pipeline)[pipeline]
+        scored = gpt.vocabulary if stage == layout.stages - 1 else 0
+        total += activation_bytes(kept, blocks_of(gpt, layout, stage), *about, scored, *cut)
+    return total
 
 
 def sent_bytes(

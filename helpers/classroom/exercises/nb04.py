@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from helpers.classroom.checks import check_letters, close_to, exercise
+from helpers.classroom.checks import check_letters, close_to, exercise, known_mistake
 
 # ---------------------------------------------------------------- 04.1: seconds to the target
 
@@ -42,7 +42,7 @@ def seconds_to_target(answer):
                 "the batch is that of all ranks together; a rank has a part of it.",
             ),
         )
-        fault = _known(got, right, mistakes)
+        fault = known_mistake(got, right, mistakes)
         if fault:
             return fault
         if not close_to(got, right):
@@ -50,14 +50,6 @@ def seconds_to_target(answer):
                 f"for a batch of {batch} on {ranks} ranks, S {s}, B_crit {b}, {row} s a row and "
                 f"{exchange} s an exchange it should be {right:.4g} s, not {got}."
             )
-    return None
-
-
-def _known(got, right, mistakes):
-    """The sentence on a typical mistake, where it differs from the right answer."""
-    for wrong, sentence in mistakes:
-        if close_to(got, wrong) and not close_to(wrong, right):
-            return sentence
     return None
 
 
@@ -89,7 +81,7 @@ def smallest_every(answer):
                 "you multiplied by the share; a smaller share needs a larger H.",
             ),
         )
-        fault = _known(got, right, mistakes)
+        fault = known_mistake(got, right, mistakes)
         if fault:
             return fault
         if not close_to(got, right):
@@ -208,7 +200,7 @@ def bytes_per_rank(answer):
                 (_kept(size, ranks, stage + 1), "this is the memory of the next stage."),
                 (_kept(size, ranks, stage - 1), "this is the memory of the stage before."),
             )
-            fault = _known(got, right, mistakes)
+            fault = known_mistake(got, right, mistakes)
             if fault:
                 return f"in stage {stage} with {ranks} ranks, {fault}"
             if not close_to(got, right):

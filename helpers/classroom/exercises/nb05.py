@@ -6,16 +6,7 @@ import math
 
 import numpy as np
 
-from helpers.classroom.checks import check_letters, close_to, exercise
-
-
-def _known(got, right, mistakes):
-    """The sentence on a typical mistake, where it differs from the right answer."""
-    for wrong, sentence in mistakes:
-        if close_to(got, wrong) and not close_to(wrong, right):
-            return sentence
-    return None
-
+from helpers.classroom.checks import check_letters, close_to, exercise, known_mistake
 
 # ---------------------------------------------------------------- 05.1: a layer cut by rows
 
@@ -49,7 +40,7 @@ def contribution(answer):
             (ranks * right, "every rank brings the whole result: cut x and w."),
         )
         total = sum(got)
-        fault = _known(total, right, mistakes)
+        fault = known_mistake(total, right, mistakes)
         if fault:
             return f"{where}, {fault}"
         if not close_to(total, right):
@@ -159,7 +150,7 @@ def most_ranks(answer):
                 "the fraction is upside down: a faster wire allows more ranks.",
             ),
         )
-        fault = _known(got, right, mistakes)
+        fault = known_mistake(got, right, mistakes)
         if fault:
             return fault
         if not close_to(got, right):
@@ -227,7 +218,7 @@ def merge(answer):
             ),
             (np.r_[a[0] + b[0], right[1:]], "the new top is the larger of the two, not their sum."),
         )
-        fault = _known(flat, right, mistakes)
+        fault = known_mistake(flat, right, mistakes)
         if fault:
             return fault
         if not close_to(flat[0], right[0]):
@@ -279,7 +270,7 @@ def numbers_kept(answer):
                     "for one position a head keeps `length` weights, not their square.",
                 ),
             )
-            fault = _known(got, right, mistakes)
+            fault = known_mistake(got, right, mistakes)
             if fault:
                 return fault
             if not close_to(got, right):

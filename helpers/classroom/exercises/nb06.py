@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations, pairwise
 
-from helpers.classroom.checks import check_letters, close_to, exercise
+from helpers.classroom.checks import check_letters, close_to, exercise, known_mistake
 from helpers.parallel.schedules import Operation, one_f_one_b, plan
 from helpers.planner.pipeline import (
     Costs,
@@ -47,21 +47,13 @@ def smallest_m(answer):
                 "filling takes p - 1 steps, not p.",
             ),
         )
-        fault = _known(got, right, mistakes)
+        fault = known_mistake(got, right, mistakes)
         if fault:
             return fault
         if not close_to(got, right):
             return (
                 f"for {ranks} ranks and a bubble of {bubble:.0%} it should be {right}, not {got}."
             )
-    return None
-
-
-def _known(got, right, mistakes):
-    """The sentence on a typical mistake, where it differs from the right answer."""
-    for wrong, sentence in mistakes:
-        if close_to(got, wrong) and not close_to(wrong, right):
-            return sentence
     return None
 
 
@@ -203,7 +195,7 @@ def best_cut(answer):
             (_fastest(costs, stages), "the *slowest* stage of a cut counts: take its maximum."),
             (max(costs), "a stage is at least as slow as its slowest layer, but here slower."),
         )
-        fault = _known(got, right, mistakes)
+        fault = known_mistake(got, right, mistakes)
         if fault:
             return fault
         if not close_to(got, right):
