@@ -367,10 +367,17 @@ def test_notebook_00_runs_and_its_slider_changes_the_workers(open_page, short_fo
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("number", "words"), [("03", "rows a second"), ("04", "H = 16, at random: loss")]
+    ("number", "slider", "words"),
+    [
+        ("03", "Ranks", "rows a second"),
+        ("04", "Ranks", "H = 16, at random: loss"),
+        ("05", "Ranks", "ms"),
+        ("06", "Stages", "ms"),
+        ("08", "Tensor", "tokens a second"),
+    ],
 )
 def test_a_panel_trains_on_as_many_real_ranks_as_its_slider_says(
-    open_page, tmp_path, number, words
+    open_page, tmp_path, number, slider, words
 ):
     notebook = next(path for path in NOTEBOOKS if path.name.startswith(number))
     copy = read(notebook)
@@ -380,7 +387,7 @@ def test_a_panel_trains_on_as_many_real_ranks_as_its_slider_says(
     page = open_page(tmp_path / notebook.name)
     code = page.run_all()
     assert errors(code) == []
-    handle = page.slider("Ranks")
+    handle = page.slider(slider)
     before, pictures = page.panel()
     assert words in before
     page.photograph("before")

@@ -316,11 +316,12 @@ def run_and_signal(what, number):
     """Run a program that opens a cluster, send it a signal in the middle; what is left?"""
     program = textwrap.dedent(
         f"""
-        import time
+        import glob, psutil, signal, time
         from helpers.cluster import open_cluster
         if __name__ == "__main__":
+            # Who starts the tests in the background has told all processes to ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             cluster = open_cluster(2)
-            import glob, psutil
             pids = [p.pid for p in psutil.Process().children(recursive=True)]
             print(cluster._local.workers[0].local_directory, *pids, flush=True)
             {what}
@@ -334,11 +335,14 @@ def run_and_signal(what, number):
         text=True,
         env=environment,
     )
-    with process:
+    try:
         folder, *pids = process.stdout.readline().split()
         if number:
             process.send_signal(number)
         process.wait(20)
+    finally:
+        process.kill()
+        process.communicate()
     top = next(p for p in Path(folder).parents if p.name.startswith("many-hands-"))
     wait_until(lambda: not top.exists(), 10)
     wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids), 10)

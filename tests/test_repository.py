@@ -29,6 +29,7 @@ def git(*arguments):
 
 
 @cache
+@cache
 def tracked():
     """All files in git that exist, as paths with forward slashes."""
     names = git("ls-files", "-z").split("\0")
@@ -38,10 +39,15 @@ def tracked():
 @cache
 def text_of(name):
     """A file's text; of a notebook its sources, without outputs."""
-    text = (ROOT / name).read_text(encoding="utf-8")
     if not name.endswith(".ipynb"):
-        return text
-    return "\n\n".join(cell.source for cell in nbformat.reads(text, 4).cells)
+        return (ROOT / name).read_text(encoding="utf-8")
+    return "\n\n".join(cell.source for cell in cells_of(name))
+
+
+@cache
+def cells_of(name):
+    """The cells of a notebook."""
+    return nbformat.read(ROOT / name, 4).cells
 
 
 @cache
@@ -49,8 +55,7 @@ def prose_of(name):
     """The markdown of a .md file or of a notebook's markdown cells."""
     if name.endswith(".md"):
         return text_of(name)
-    cells = nbformat.read(ROOT / name, 4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return "\n\n".join(c.source for c in cells_of(name) if c.cell_type == "markdown")
 
 
 def with_prose():
@@ -234,6 +239,7 @@ READ_BY_NAME = {
 }
 
 
+@cache
 def python_sources():
     """{file: Python source} of modules and notebooks; of solutions in notebooks too."""
     sources = {}
@@ -241,8 +247,7 @@ def python_sources():
         if name.endswith(".py"):
             sources[name] = text_of(name)
         elif name.endswith(".ipynb"):
-            cells = nbformat.read(ROOT / name, 4).cells
-            code = [cell.source for cell in cells if cell.cell_type == "code"]
+            code = [cell.source for cell in cells_of(name) if cell.cell_type == "code"]
             code += re.findall(r"```python\n(.*?)```", prose_of(name), flags=re.DOTALL)
             sources[name] = code
     return sources
@@ -437,7 +442,7 @@ def texts_of(output):
 def test_stored_outputs_name_no_machine():
     found = []
     for name in [n for n in tracked() if n.endswith(".ipynb")]:
-        for number, cell in enumerate(nbformat.read(ROOT / name, 4).cells):
+        for number, cell in enumerate(cells_of(name)):
             for output in cell.get("outputs", []):
                 for text in texts_of(output):
                     found += [f"{name}, cell {number}: {hit}" for hit in PRIVATE.findall(text)]

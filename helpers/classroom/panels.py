@@ -242,11 +242,14 @@ class SettingsPanel:
                 control.disabled = False
 
 
+WHOLE_NAME = {"description_width": "initial"}  # a slider's name is not cut off
+
+
 def choice(name: str, values, value=None) -> widgets.SelectionSlider:
     """A slider over some values; default: it stands on the second of them."""
     value = values[1] if value is None else value
     return widgets.SelectionSlider(
-        options=values, value=value, description=name, continuous_update=False
+        options=values, value=value, description=name, continuous_update=False, style=WHOLE_NAME
     )
 
 
@@ -258,6 +261,7 @@ def ranks_slider(cluster, most: int | None = None) -> widgets.IntSlider:
         max=most or 2 * max(2, min(cluster.cores, cluster.n_workers)),
         description="Ranks",
         continuous_update=False,
+        style=WHOLE_NAME,
     )
 
 

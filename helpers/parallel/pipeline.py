@@ -21,7 +21,7 @@ ON_THE_WAY = 4
 """So many messages fit between two ranks on one host before the sender has to wait."""
 
 
-def run_schedule(group, plan, stages, take_turns: bool = False, memory: dict | None = None) -> None:
+def run_schedule(group, plan, stages, take_turns: bool = False) -> None:
     """Work through this rank's part of a plan; all ranks of the group call it together.
 
     Parameters
@@ -39,9 +39,6 @@ def run_schedule(group, plan, stages, take_turns: bool = False, memory: dict | N
     take_turns : bool
         True: only one rank works at any time. Where there are more ranks than cores, an
         operation's time is then its own; the messages are real.
-    memory : dict, optional
-        Empty at first, and given again in each step: what is received lies in the same arrays as
-        in the step before, whose shapes must be the same. That saves new pages of memory.
 
     Raises
     ------
@@ -74,7 +71,7 @@ def run_schedule(group, plan, stages, take_turns: bool = False, memory: dict | N
     fault = find_fault(plan, chunks)
     if fault:
         raise ValueError(f"This schedule cannot be run: {fault}")
-    mail = Mail(group, plan, chunks, memory)
+    mail = Mail(group, plan, chunks)
     if take_turns:
         for rank, operation in in_turn(plan, chunks):
             if rank == group.rank:
@@ -131,12 +128,10 @@ class Mail:
     group : Group
     plan : list of list of Operation
     chunks : int
-    memory : dict, optional
-        See `run_schedule`.
     """
 
-    def __init__(self, group, plan, chunks, memory=None):
-        self.group, self._last, self._memory = group, len(plan) * chunks - 1, memory
+    def __init__(self, group, plan, chunks):
+        self.group, self._last = group, len(plan) * chunks - 1
         self._arrived = {}  # (what, micro-batch, stage that gave it) -> array
         self._coming = {
             source: iter(self._sent_by(source, operations))
@@ -175,10 +170,7 @@ class Mail:
         self._receive(source, next(need for need in self._coming[source] if need is not None))
 
     def _receive(self, source, need):
-        out = None if self._memory is None else self._memory.get(need)
-        self._arrived[need] = self.group.receive(source, out, what=_label(need))
-        if self._memory is not None:
-            self._memory[need] = self._arrived[need]
+        self._arrived[need] = self.group.receive(source, what=_label(need))
 
     def _sent_by(self, source, operations):
         """For each operation of a rank, what it sends here, or None."""
