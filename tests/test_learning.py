@@ -10,7 +10,7 @@ from sklearn import metrics
 from helpers import learning
 from helpers.engine import spmd
 from helpers.engine.mesh import Mesh
-from helpers.learning.distillation import codistil
+from helpers.learning.distillation import average_weights, codistil
 from helpers.learning.multi_task import learn_tasks, shared_part
 from helpers.learning.mutual import learn_mutually, others_mean
 from helpers.learning.scores import auc, log_loss, scores
@@ -229,6 +229,26 @@ def test_codistillation_refuses_what_cannot_be(options, words):
         on_ranks(1, lambda rank: codistil(rank.world, Learner(NETWORK), x, y, x, 2, **options))
 
 
+def averaged(rank, rounds):
+    x, y = rows(seed=rank.index, n=20 + rank.index)
+    learner = Learner(NETWORK, SGD(0.2), seed=rank.index, batch=8)
+    learner.parameters[:] = NETWORK.initialise(7)
+    average_weights(rank.world, learner, x, y, rounds)
+    return learner.parameters
+
+
+def test_averaged_weights_on_ranks_are_those_of_one_process():
+    models = [Learner(NETWORK, SGD(0.2), seed=k, batch=8) for k in range(3)]
+    mean = NETWORK.initialise(7)
+    for _ in range(3):
+        for k, model in enumerate(models):
+            model.parameters[:] = mean
+            model.epochs(*rows(seed=k, n=20 + k))
+        mean = np.mean([model.parameters for model in models], axis=0)
+    for parameters in on_ranks(3, averaged, 3):
+        np.testing.assert_allclose(parameters, mean, rtol=1e-12, atol=1e-14)
+
+
 # ---------------------------------------------------------------- multi-task
 
 
@@ -299,6 +319,25 @@ def test_split_learning_is_central_training(columns):
     for part, (_, first) in zip(columns, results):
         assert np.abs(first - NETWORK.views(w)[0][0][part]).max() < 1e-12
     assert all(found is None for found, _ in results[1:])
+
+
+def test_weight_decay_of_split_learning_is_that_of_sgd():
+    x, y = rows()
+
+    def program(rank):
+        mine, labels = x[:, COLUMNS[rank.index]], None if rank.index else y
+        options = dict(epochs=4, batch=10, seed=2, decay=0.05)
+        return learn_split(rank.world, NETWORK, COLUMNS, mine, labels, **options).scores(mine)
+
+    w, random, sgd = NETWORK.initialise(2), np.random.default_rng([2, 2]), SGD(0.2, 0.0, 0.05)
+    state = sgd.start(NETWORK.size)
+    for _ in range(4):
+        order = random.permutation(ROWS)
+        for start in range(0, ROWS, 10):
+            b = order[start : start + 10]
+            sgd.step(w, NETWORK.loss_and_gradient(w, x[b], y[b])[1], state)
+    right = NETWORK.predict(w, x)[:, 0]
+    np.testing.assert_allclose(on_ranks(3, program)[0], right, rtol=1e-11, atol=1e-12)
 
 
 def test_only_activations_and_their_gradient_travel():

@@ -13,7 +13,7 @@ from helpers.studies import load_study, names, run_study, store_study
 SHARES = {"well_formed", "real"}
 SCORES = {"auc", "own_auc", "apart"}
 MEASURED = {"train_loss", "test_loss", "steps", "highest", "averagings", "skipped"} | SHARES
-MEASURED |= {"log_loss"} | SCORES
+MEASURED |= {"log_loss", "valid_loss"} | SCORES
 HARMLESS = {"warm_up": 0.05, "gpt": 0.03, "pipedream": 0.05}
 """So much a loss may differ on another processor, whose sums round differently; else 0.01. The
 deep network of warm_up is trained at the edge of what it bears."""

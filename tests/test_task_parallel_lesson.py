@@ -10,7 +10,7 @@ import pytest
 from helpers.classroom import task_parallel as lesson
 from helpers.cluster import open_cluster
 from helpers.parallel.search import Job, run_serially, successive_halving
-from helpers.planner.tasks import POLICIES, makespan, simulate
+from helpers.planner.tasks import POLICIES, makespan, simulate, simulate_search
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,46 @@ def test_searches_are_points_of_work_and_difference():
         assert line.get_label() == name
         assert list(zip(line.get_xdata(), line.get_ydata())) == points
     assert ax.lines[2].get_ydata()[0] == 0.005
+
+
+def test_a_search_is_drawn_with_a_colour_for_each_budget():
+    def trial(job):
+        return job.config, job.budget * (5 if job.trial == 0 else 1)
+
+    losses = [0.5, 0.3, 0.4, 0.7]
+    found = simulate_search(successive_halving(losses, 1, 4, 2), trial, workers=2)
+    figure = lesson.draw_searches({"halving": found}, until=7)
+    [ax] = figure.axes
+    assert ax.get_xlim() == (0, 7)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        f"{budget} rows" for budget in (1, 2, 4)
+    ]
+    assert sorted(bar.get_width() for bar in ax.patches) == [1, 1, 1, 2, 2, 4, 5]
+    colour_of = {}
+    for bar in ax.patches:
+        colour_of.setdefault(bar.get_facecolor(), set()).add(bar.get_width())
+    assert sorted(map(sorted, colour_of.values())) == [[1, 5], [2], [4]]
+
+
+def test_the_best_so_far_goes_in_steps():
+    by = {"time": {"a": {1: 0.5, 2: 0.4}, "b": {2: 0.6}}, "work": {"a": {1: 0.5}, "b": {3: 0.6}}}
+    figure = lesson.plot_best(by)
+    assert [ax.get_xlabel() for ax in figure.axes] == list(by)
+    for ax, lines in zip(figure.axes, by.values()):
+        for line, (name, points) in zip(ax.lines, lines.items()):
+            assert line.get_label() == name and line.get_drawstyle() == "steps-post"
+            assert dict(zip(line.get_xdata(), line.get_ydata())) == points
+
+
+def test_the_live_picture_has_words_beside_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(lesson, "display", lambda views, raw: shown.append(views))
+    with open_cluster(workers=1) as cluster:
+        live = lesson.watch(cluster)
+        live.stop()
+    [views] = shown
+    assert "application/vnd.jupyter.widget-view+json" in views
+    assert views["text/plain"].startswith("A live picture")
 
 
 def nap(seconds):

@@ -20,10 +20,13 @@ from helpers.studies import load_study
 __all__ = [
     "CountedGroup",
     "TogetherPanel",
+    "best",
+    "by_seed",
     "draw_graph",
     "load_study",
     "plot_lines",
     "plot_seeds",
+    "sent",
     "show",
 ]
 
@@ -35,6 +38,74 @@ STYLES = {
     1.0: ("green", "s", 1.02),
     2.0: ("blue", "D", 1.06),
 }
+
+
+def by_seed(study, *columns, score="auc"):
+    """The scores of a study: one row for each setting, one column for each seed.
+
+    Parameters
+    ----------
+    study : pandas.DataFrame
+        As `load_study` gives it.
+    columns : str
+        Which columns of the study name a setting.
+    score : str
+        Which column holds the score.
+
+    Returns
+    -------
+    pandas.DataFrame
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> study = pd.DataFrame(dict(way=["a", "a", "b"], seed=[0, 1, 0], auc=[0.6, 0.7, 0.5]))
+    >>> by_seed(study, "way").loc["a"].tolist()
+    [0.6, 0.7]
+    """
+    return study.set_index([*columns, "seed"])[score].unstack("seed")
+
+
+def best(rows):
+    """The row of `by_seed` whose mean over the seeds is the largest; its name is the setting.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> best(pd.DataFrame({0: [0.6, 0.8], 1: [0.9, 0.8]}, index=["a", "b"])).name
+    'b'
+    """
+    return rows.loc[rows.mean(axis=1).idxmax()]
+
+
+def sent(study, **where):
+    """What one worker sends in a training: numbers of a message, how many of them, and kilobytes.
+
+    Parameters
+    ----------
+    study : pandas.DataFrame
+        With columns `numbers`, `times` and `kilobytes`.
+    **where
+        Columns and the values that they must have.
+
+    Returns
+    -------
+    tuple of int, int and float
+        Means of all rows that fit.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = dict(way=["a", "b"], numbers=[5, 9], times=[2, 1], kilobytes=[0.04, 0.036])
+    >>> sent(pd.DataFrame(rows), way="a")
+    (5, 2, 0.04)
+    """
+    for column, value in where.items():
+        study = study[study[column] == value]
+    if not len(study):
+        raise ValueError(f"the study has no row with {where}.")
+    numbers, times, kilobytes = study[["numbers", "times", "kilobytes"]].mean()
+    return int(numbers), int(times), float(kilobytes)
 
 
 def plot_seeds(scores: dict, ax=None, controls=()):
@@ -75,6 +146,8 @@ def plot_seeds(scores: dict, ax=None, controls=()):
 def draw_graph(edges, ax=None):
     """Draw who talks to whom: the ranks on a circle, and a line for each edge.
 
+    Up to ten ranks have their number in their circle; more would be too small to read.
+
     Parameters
     ----------
     edges : array of bool, shape (p, p)
@@ -96,9 +169,10 @@ def draw_graph(edges, ax=None):
     ends = np.argwhere(np.triu(edges))
     lines = np.stack([x[ends], y[ends]], axis=2)
     ax.add_collection(LineCollection(lines, colors="0.6", linewidths=1, zorder=1))
-    size = 13 if len(edges) <= 10 else 9
+    few = len(edges) <= 10
+    size = 13 if few else 8
     ax.plot(x, y, "o", color=COLOURS["sky"], markersize=size, markeredgecolor="black", zorder=2)
-    for rank in range(len(edges)):
+    for rank in range(len(edges) if few else 0):
         place = dict(ha="center", va="center", size=size / 1.8, zorder=3)
         ax.text(x[rank], y[rank], str(rank), **place)
     ax.set(aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 from matplotlib.ticker import StrMethodFormatter
 
 from helpers.classroom.panels import SettingsPanel, choice
-from helpers.classroom.plots import COLOURS, plot_curve, plot_lines, show
-from helpers.classroom.timeline import Recorder, draw_schedule
+from helpers.classroom.plots import COLOURS, HATCHES, plot_curve, show
+from helpers.classroom.timeline import LivePicture, Recorder, draw_schedule
 from helpers.planner.tasks import makespan, simulate
 from helpers.studies import load_study
 
@@ -17,12 +20,14 @@ __all__ = [
     "Recorder",
     "draw_policies",
     "draw_schedule",
+    "draw_searches",
     "load_study",
+    "plot_best",
     "plot_curve",
-    "plot_lines",
     "plot_rungs",
     "plot_searches",
     "show",
+    "watch",
 ]
 
 LENGTHS = {
@@ -31,7 +36,7 @@ LENGTHS = {
     "one giant": [0.05] * 11 + [0.65],
 }
 """Seconds of the panel's naps; the sums are nearly equal."""
-MARKS = "osD^v"
+MARKS = "osD^vPX"
 
 
 def draw_policies(events: dict) -> plt.Figure:
@@ -63,6 +68,96 @@ def draw_policies(events: dict) -> plt.Figure:
         ax.set(title=f"{name.replace('_', ' ')}: {makespan(those):.2f} s", xlabel="", xlim=0)
         ax.title.set_size(10)
     axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def watch(cluster) -> LivePicture:
+    """Show a live picture of what the workers of a cluster do, until its ``stop`` is called.
+
+    Where no kernel runs, words stand in its place.
+    """
+    live = LivePicture(cluster)
+    views = dict(live.widget._repr_mimebundle_())
+    views["text/plain"] = (
+        "A live picture: a row for each worker, a bar for each task. It moves while the next cell "
+        "runs; the figure below that cell shows what it has shown at the end."
+    )
+    display(views, raw=True)
+    return live
+
+
+def draw_searches(found: dict, until: float) -> plt.Figure:
+    """Timelines of searches on simulated workers, below each other; a colour for each budget.
+
+    Parameters
+    ----------
+    found : dict of str to (list, list of Event)
+        By name of the search what `helpers.planner.tasks.simulate_search` returns.
+    until : float
+        Right edge.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> from helpers.parallel.search import random_search
+    >>> from helpers.planner.tasks import simulate_search
+    >>> one = simulate_search(random_search("ab", 9), lambda job: (0.5, 2.0), workers=2)
+    >>> [ax.get_title() for ax in draw_searches({"random": one}, until=2).axes]
+    ['random']
+    """
+    budgets = sorted({job.budget for results, _ in found.values() for _, job, _ in results})
+    colours = [COLOURS[c] for c in ("sky", "green", "orange", "red", "purple", "blue")]
+    styles = {f"{b:,} rows": (colour, h) for b, colour, h in zip(budgets, colours, HATCHES)}
+    workers = 1 + max(event.rank for _, events in found.values() for event in events)
+    height = len(found) * (0.7 + 0.22 * workers)
+    figure = plt.figure(figsize=(7.5, height), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(found), sharex=True))
+    for ax, (name, (results, events)) in zip(axes, found.items()):
+        budget_of = {(when, job.trial): job.budget for when, job, _ in results}
+        named = [
+            replace(event, operation=f"{budget_of[event.stop, event.microbatch]:,} rows")
+            for event in events
+        ]
+        draw_schedule(named, workers, ax, styles=styles)
+        ax.set(title=name, xlabel="", xlim=(0, until))
+        ax.title.set_size(10)
+    for ax in axes[1:]:
+        ax.get_legend().remove()
+    axes[-1].set_xlabel("simulated time (1 = a whole training)")
+    return figure
+
+
+def plot_best(by: dict) -> plt.Figure:
+    """The best loss so far, in steps: a panel for each way to count what was spent.
+
+    Parameters
+    ----------
+    by : dict of str to dict of str to mapping of float to float
+        For each panel the label of its horizontal axis, and ``{search: {spent: loss}}``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = plot_best({"time": {"random": {1: 0.5, 2: 0.4}}, "work": {"random": {1: 0.5}}})
+    >>> [ax.get_xlabel() for ax in figure.axes]
+    ['time', 'work']
+    """
+    figure = plt.figure(figsize=(8, 3.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(by), sharey=True))
+    for ax, (label, searches) in zip(axes, by.items()):
+        looks = zip([COLOURS[c] for c in ("blue", "orange", "green", "purple")], "osD^")
+        for (name, line), (colour, marker) in zip(searches.items(), looks):
+            style = dict(where="post", marker=marker, markersize=4, color=colour, label=name)
+            ax.step(list(line), list(line.values()), **style)
+        ax.set_xlabel(label)
+    axes[0].set_ylabel("best loss so far")
+    axes[0].legend(fontsize=8)
     return figure
 
 
@@ -115,9 +210,9 @@ def plot_searches(found: dict, near: float, ax=None):
 
     Parameters
     ----------
-    found : dict of str to list of (float, float)
+    found : dict of str to list of (float, float, …)
         By name of the search: its work as a share of the full search, and the difference of its
-        loss to the best, for each seed. Those that found the best lie at 0.
+        loss to the best, for each seed; what comes after is not drawn.
     near : float
         Differences up to this one count as near; a line is drawn there.
     ax : matplotlib.axes.Axes, optional
@@ -132,25 +227,27 @@ def plot_searches(found: dict, near: float, ax=None):
     >>> ax.get_xlabel()
     'work (share of the full search)'
     """
-    ax = ax or plt.figure(figsize=(6.5, 3.8)).subplots()
-    colours = [COLOURS[c] for c in ("blue", "orange", "green", "purple", "red")]
+    ax = ax or plt.figure(figsize=(8, 3.8), layout="constrained").subplots()
+    colours = [COLOURS[c] for c in ("blue", "orange", "green", "purple", "red", "sky", "black")]
     for (name, points), colour, marker in zip(found.items(), colours, MARKS):
-        work, apart = np.array(points).T
+        work, apart = np.array(points).T[:2]
         style = dict(linestyle="", marker=marker, color=colour, alpha=0.75, label=name)
         ax.plot(work, apart, **style)
     ax.axhline(near, linestyle=":", color="grey")
-    ax.text(0.98, near, f"{near:g} worse", transform=ax.get_yaxis_transform(), size=8, ha="right")
+    label = dict(transform=ax.get_yaxis_transform(), size=8, ha="right", va="bottom")
+    ax.text(0.99, near, f"{near:g} worse", **label)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1])
+    low, high = ax.get_xlim()
+    ax.set_xticks([x for x in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1) if low <= x <= high])
     ax.minorticks_off()
     ax.set(xlabel="work (share of the full search)", ylabel="loss above the best trial's")
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return ax
 
 
 class DealingPanel(SettingsPanel):
-    """Controls for the way of dealing, the lengths of naps and the batch; naps on real workers.
+    """Controls for the way of dealing and for the lengths of naps; they run on real workers.
 
     Whenever a control has moved, the naps run, and the figure shows the run measured above the run
     simulated.

@@ -35,6 +35,7 @@ STUDIES = (
     "mutual",
     "pipedream",
     "precision",
+    "search",
     "stale",
     "stragglers",
     "vertical",

@@ -4,9 +4,11 @@ The trees come one after the other, so they cannot be trained at the same time. 
 trained by all: each rank sums the gradients of its own rows by feature and bin, the sums of all
 ranks are added up, and every rank finds the same best split. Rows never travel.
 
-Sources: Friedman 2001, "Greedy function approximation: a gradient boosting machine", algorithm 1
-(its shrinkage is `rate` here); Chen and Guestrin 2016, "XGBoost", equations 6 and 7 (Newton steps,
-the gain of a split); Ke et al. 2017, "LightGBM", section 2.1 (histograms).
+Sources: Freund and Schapire 1997, "A decision-theoretic generalization of on-line learning and an
+application to boosting" (boosting); Friedman 2001, "Greedy function approximation: a gradient
+boosting machine", algorithm 1 (its shrinkage is `rate` here); Chen and Guestrin 2016, "XGBoost",
+section 2.2 (Newton steps, the gain of a split); Ke et al. 2017, "LightGBM", section 2.1
+(histograms).
 """
 
 from __future__ import annotations

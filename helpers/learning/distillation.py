@@ -5,9 +5,12 @@ without labels. Now and then each says what it thinks of these; the mean of what
 soft label, from which each learns beside its own labels. Only predictions travel, and the others'
 are used until the next exchange, so they may be old.
 
-Source: Anil et al. 2018, "Large scale distributed neural network training through online
-distillation", algorithm 1. Rows without labels in the place of a common training set: Jeong et al.
-2018, "Communication-efficient on-device machine learning", and others.
+Sources: Anil et al. 2018, "Large scale distributed neural network training through online
+distillation", algorithm 1; there old copies of the weights travel, and each worker asks these
+itself. Predictions that travel instead, on rows that all may see: Li and Wang 2019, "FedMD"; on
+rows without labels: Itahara et al. 2021, "Distillation-based semi-supervised federated learning".
+The rival, averaging weights: McMahan et al. 2017, "Communication-efficient learning of deep
+networks from decentralized data".
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 from helpers.engine.collectives import all_reduce
 from helpers.learning.mutual import others_mean
 
-__all__ = ["TEACHERS", "codistil"]
+__all__ = ["TEACHERS", "average_weights", "codistil"]
 
 TEACHERS = ("all", "others", "self")
 
@@ -89,3 +92,36 @@ def _said(group, p, teacher):
     if teacher == "self":
         return p
     return others_mean(group, p) if teacher == "others" else all_reduce(group, p) / group.size
+
+
+def average_weights(group, learner, x, y, rounds):
+    """The rival of co-distillation: after each epoch of the own rows all take the mean weights.
+
+    Parameters
+    ----------
+    group : Group
+    learner : helpers.learning.soft.Learner
+        This rank's model; its network and its first parameters must be those of all ranks.
+    x, y : array of shape (n, d) and (n,)
+        This rank's rows and labels.
+    rounds : int
+        How many epochs, and how many exchanges.
+
+    Examples
+    --------
+    >>> from helpers.engine import spmd
+    >>> from helpers.engine.mesh import Mesh
+    >>> from helpers.learning.soft import Learner
+    >>> from helpers.nn import MLP
+    >>> x = np.random.default_rng(0).normal(size=(200, 3))
+    >>> def program(rank):
+    ...     mine, learner = x[rank.index :: 2], Learner(MLP((3, 8, 1)), batch=10)
+    ...     average_weights(rank.world, learner, mine, mine[:, 0] > 0, rounds=3)
+    ...     return learner.parameters
+    >>> first, second = spmd.run(None, Mesh(data=2), program).results
+    >>> bool(np.array_equal(first, second))
+    True
+    """
+    for _ in range(operator.index(rounds)):
+        learner.epochs(x, y)
+        learner.parameters[:] = all_reduce(group, learner.parameters) / group.size

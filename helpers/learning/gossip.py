@@ -1,14 +1,17 @@
 """Gossip: ranks agree without a server, by talking to neighbours only.
 
 In each round every rank replaces its numbers by a weighted mean of its own and its neighbours'.
-With weights that are symmetric and sum to 1 the mean of all stays what it is, and the ranks'
-distance from it shrinks by the second largest eigenvalue each round. 1 minus that is the spectral
-gap: large for a complete graph, small for a long ring.
+With weights that are symmetric and sum to 1 the mean of all stays what it is. On a connected graph
+the ranks' distance from it is multiplied each round by the second largest absolute value of an
+eigenvalue, or by less. 1 minus that is the spectral gap: large for a complete graph, small for a
+long ring. Here all ranks take part in every round, one round after the other; "randomized" gossip
+wakes two neighbours at a time, in no common order.
 
-Sources: Boyd, Ghosh, Prabhakar and Shah 2006, "Randomized gossip algorithms", section 2; Xiao and
-Boyd 2004, "Fast linear iterations for distributed averaging", sections 2 and 4 (Metropolis
-weights); Lian et al. 2017, "Can decentralized algorithms outperform centralized algorithms?",
-algorithm 1 (D-PSGD).
+Sources: Xiao and Boyd 2004, "Fast linear iterations for distributed averaging" (the mixing matrix
+and its second eigenvalue); Xiao, Boyd and Lall 2005, "A scheme for robust distributed sensor fusion
+based on average consensus" (Metropolis weights); Boyd, Ghosh, Prabhakar and Shah 2006, "Randomized
+gossip algorithms" (pairs at random); Lian et al. 2017, "Can decentralized algorithms outperform
+centralized algorithms?", algorithm 1 (D-PSGD).
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 Every party has the first weights of its own columns. It sends what these make of its rows, the
 activations. The party with the labels adds them up, does the rest of the network, and sends back
 the gradient by the activations, from which each finds the gradient of its own weights. Columns,
-labels and weights stay; the result is that of a network which sees all columns.
+labels and weights stay; the result is that of a network which sees all columns. (In the papers each
+party may have layers of its own, whose outputs are put side by side. Here they are added up: that
+is what makes the parties equal to one network.)
 
 Sources: Vepakomma, Gupta, Swedish and Raskar 2018, "Split learning for health", section 3
 (vertically partitioned data); Gupta and Raskar 2018, "Distributed learning of deep neural network
@@ -40,6 +42,8 @@ class Party:
         last. None on the others.
     rate : float
         Learning rate.
+    decay : float
+        Weight decay: each step adds so much of the weights to their gradient.
 
     Attributes
     ----------
@@ -47,10 +51,11 @@ class Party:
         As given, and trained.
     """
 
-    def __init__(self, group, first, rest=None, rate=0.2):
+    def __init__(self, group, first, rest=None, rate=0.2, decay=0.0):
         if (rest is not None) != (group.rank == LABELS):
             raise ValueError(f"the rest of the network belongs to rank {LABELS}, and only to it.")
         self.group, self.first, self.rest, self.rate = group, first, rest, rate
+        self.decay = decay
 
     def scores(self, x):
         """The scores of rows, on rank 0; None on the others. All call it together."""
@@ -67,7 +72,7 @@ class Party:
         if self.rest is not None:
             loss, gradient = self._rest_step(hidden, y)
         gradient = broadcast(self.group, gradient, root=LABELS)  # and their gradient comes down
-        self.first -= self.rate * (x.T @ gradient)
+        self._change(self.first, x.T @ gradient)
         return loss
 
     def _rest_step(self, hidden, y):
@@ -78,11 +83,14 @@ class Party:
         dw, db, dh = linear_grad(dz, h, w)
         dh = relu_grad(dh, h)
         for array, change in ((bias, dh.sum(axis=0)), (w, dw), (b, db)):
-            array -= self.rate * change
+            self._change(array, change)
         return loss, dh
 
+    def _change(self, array, gradient):
+        array -= self.rate * (gradient + self.decay * array)
 
-def learn_split(group, network, columns, x, y, epochs, batch=64, rate=0.2, seed=0):
+
+def learn_split(group, network, columns, x, y, epochs, batch=64, rate=0.2, seed=0, decay=0.0):
     """Train a network whose columns lie with several parties.
 
     Parameters
@@ -101,6 +109,8 @@ def learn_split(group, network, columns, x, y, epochs, batch=64, rate=0.2, seed=
     rate : float
     seed : int
         For the first parameters and the order of the rows, the same on all ranks.
+    decay : float
+        As for `Party`.
 
     Returns
     -------
@@ -132,7 +142,7 @@ def learn_split(group, network, columns, x, y, epochs, batch=64, rate=0.2, seed=
         raise ValueError(f"the columns 0 to {network.widths[0] - 1} must each belong to one party.")
     (first, bias), (w, b) = network.views(network.initialise(seed, x.dtype))
     mine = np.ascontiguousarray(first[np.asarray(columns[group.rank], int)])
-    party = Party(group, mine, [bias, w, b] if group.rank == LABELS else None, rate)
+    party = Party(group, mine, [bias, w, b] if group.rank == LABELS else None, rate, decay)
     random = np.random.default_rng([seed, 2])
     for _ in range(operator.index(epochs)):
         order = random.permutation(len(x))

@@ -118,8 +118,10 @@ def successive_halving(
 ) -> Iterator[Job | None]:
     """Train all a little, keep the best share, train those longer, and so on.
 
-    Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter
-    optimization", algorithm 1, with a factor in place of the 2.
+    Karnin, Koren and Somekh 2013, "Almost optimal exploration in multi-armed bandits"; for
+    hyper-parameters Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
+    hyperparameter optimization". Here with budgets and a factor, as algorithm 1 of Li et al. 2020
+    ("A system for massively parallel hyperparameter tuning").
 
     Parameters
     ----------

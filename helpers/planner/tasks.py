@@ -21,8 +21,9 @@ POLICIES = ("static", "dynamic", "longest first", "stealing")
 
 static: each worker has a block of neighbours, as equal in number as can be. dynamic: whoever is
 free takes the next task of one queue (list scheduling). longest first: the same, the longest tasks
-stand in front. stealing: blocks, and who has none left takes the last task of the fullest block
-(Blumofe and Leiserson 1999, "Scheduling multithreaded computations by work stealing")."""
+stand in front. stealing: blocks, and a worker that has none left takes the last task of the fullest
+block (after Blumofe and Leiserson 1999, "Scheduling multithreaded computations by work stealing";
+there a thief chooses its victim at random)."""
 
 
 def simulate(

@@ -37,9 +37,16 @@ class Flights:
 
     def parts(self, how, n, seed):
         """For each worker `n` rows of its own: a flight of its "airline", or of its "hour" s."""
-        keys = self.keys(self.train, how)
+        return self.parts_and_rest(how, n, 0, seed)[0]
+
+    def parts_and_rest(self, how, n, m, seed):
+        """The same, and `m` rows that none of the workers has."""
         order = np.random.default_rng([seed, 1]).permutation(len(self.train))
-        return [self.train.select(order[keys[order] == key][:n]) for key in np.unique(keys)[-8:]]
+        keys = self.keys(self.train, how)[order]
+        mine = [order[keys == key][:n] for key in np.unique(keys)[-8:]]
+        rest = np.setdiff1d(order, np.concatenate(mine))
+        public = np.random.default_rng([seed, 2]).choice(rest, m, replace=False)
+        return [self.train.select(rows) for rows in mine], self.train.select(public)
 
     def keys(self, table, how):
         """Whose rows these are: the number of the airline (a small one: -1), or of the block."""
@@ -64,3 +71,21 @@ def mean_scores(y, predictions):
     """The means of several models' scores."""
     each = [scores(y, p) for p in predictions]
     return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+
+
+def sends(numbers, times, values, size=None):
+    """What one worker sends in a training, as three columns of a table.
+
+    Parameters
+    ----------
+    numbers : int
+        Of one message.
+    times : int
+        How often such a message is made.
+    values : float
+        All numbers that one worker sends, to all others; a mean of the workers.
+    size : int, optional
+        Bytes of a number. Default: those of the studies' float32.
+    """
+    size = np.dtype(DTYPE).itemsize if size is None else size
+    return dict(numbers=int(numbers), times=int(times), kilobytes=float(values * size / 1000))

@@ -123,7 +123,7 @@ def _best_batch(n, workers, seconds, overhead):
 @exercise(
     "07.2",
     hint="ceil(n / b) batches, ceil of that / workers rounds; each takes overhead + b · seconds.",
-    shows="For equal tasks one batch a worker is best; when lengths differ, smaller ones are.",
+    shows="With equal tasks and an overhead, one batch a worker is best; else smaller ones may be.",
 )
 def best_batch(answer):
     """Exercise 07.2: the batch with the shortest predicted time."""
@@ -364,7 +364,7 @@ def quiz(answers):
         "1a": "blocks are fixed beforehand: the giant's block also has other tasks.",
         "1b": "a queue gets to the giant in the order of the list, maybe at the very end.",
         "2b": "the overhead is per task, so more tasks have more of it.",
-        "2c": "two workers have no work at the end only for a moment; look at the overhead.",
+        "2c": "a third worker does not help: the scheduler's time for each task stays.",
         "3a": "halving trains the survivors longest; the cost is not in question here.",
         "3c": "it is not about the workers: halving is misled on a single one as well.",
         "4a": "the rungs are the same; who waits differs.",

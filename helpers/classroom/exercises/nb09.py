@@ -239,7 +239,7 @@ def quiz(answers):
         "3c": "split learning is for different columns of the same patients.",
         "4a": "errors of the weak view become labels of the strong one; see Figure 5, left.",
         "4c": "it changes the labels from which both learn.",
-        "5a": "that works, but costs most: everybody talks to everybody.",
+        "5a": "they would agree on more decimals, but no sooner: the graph is the same.",
         "5c": "the rate changes what is learnt, not how fast ranks agree.",
     }
     return check_letters(answers, right, why)
