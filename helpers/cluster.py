@@ -36,7 +36,7 @@ WORKER_MEMORY = 160 * 2**20
 WORKERS_PER_CORE = 8
 """More worker processes than this on one core only wait for each other."""
 
-KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**23, "MALLOC_MMAP_THRESHOLD_": 2**22}.items()
+KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**22, "MALLOC_MMAP_THRESHOLD_": 2**20}.items()
 """For the C library of workers, bytes: how much of what was freed it keeps, and from which size on
 an array is taken from the system, and given back at once."""
 
