@@ -193,7 +193,6 @@ def test_a_block_that_forgets_an_exchange_is_not_measured():
     assert all(spmd.run(None, Mesh(tensor=2), checked).results)
 
 
-@pytest.mark.slow
 def test_scaling_measures_every_number_of_ranks():
     cases = scaling.run(1, threads=(1, 3), processes=(1, 2))
     assert [case.name for case in cases] == "threads 1,threads 3,processes 1,processes 2".split(",")

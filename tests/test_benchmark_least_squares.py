@@ -60,7 +60,6 @@ def test_a_side_with_other_weights_is_refused(made_up, monkeypatch, side):
     assert least_squares.run(1)
 
 
-@pytest.mark.slow
 def test_a_month_is_measured_on_every_side_that_is_installed():
     [case] = least_squares.run(1, months=(4,))
     expected = {"scikit-learn"} | ({"dask-ml"} if find_spec("dask_ml") else set())

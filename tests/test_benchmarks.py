@@ -159,7 +159,6 @@ def made_up(path, stored):
     return path
 
 
-@pytest.mark.slow
 def test_course_measures_time_and_memory_of_a_notebook(short_folder):
     [case] = course.run(1, [made_up(short_folder / "big.ipynb", f"{300 << 20}\n")])
     assert case.name == "big"

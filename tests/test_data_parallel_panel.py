@@ -134,7 +134,6 @@ def test_the_panel_trains_on_as_many_ranks_as_its_slider_says(monkeypatch):
     assert "These workers were stopped" in panel.status.value
 
 
-@pytest.mark.slow
 def test_the_panel_shows_the_last_settings_only():
     with open_cluster(1) as cluster:
         panel = lesson.DataParallelPanel(cluster, program)

@@ -135,7 +135,6 @@ def test_the_panel_runs_on_as_many_ranks_as_its_slider_says(monkeypatch):
     assert "These workers were stopped" in panel.status.value
 
 
-@pytest.mark.slow
 def test_the_panel_does_not_keep_the_workers_alive():
     cluster = open_cluster(1)
     panel = lesson.TensorParallelPanel(cluster, program, predict)
