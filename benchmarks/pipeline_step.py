@@ -189,7 +189,7 @@ def check(rank, stage, step):
             whole.forward(microbatch, None)
             whole.backward(microbatch, None)
         whole.update()
-    size = stage.parameters.size
+    size = stage.parameters.size  # two stages, of which the first has the shift too
     expected = whole.parameters[:size] if stage.first else whole.parameters[-size:]
     difference = np.abs(stage.parameters - expected).max()
     if not difference <= TOLERANCE:

@@ -371,8 +371,8 @@ def test_notebook_00_runs_and_its_slider_changes_the_workers(open_page, short_fo
     [
         ("03", "Ranks", "rows a second"),
         ("04", "Ranks", "H = 16, at random: loss"),
-        ("05", "Ranks", "ms"),
-        ("06", "Stages", "ms"),
+        ("05", "Ranks", "ms a step"),
+        ("06", "Stages", "ms a step"),
         ("08", "Tensor", "tokens a second"),
     ],
 )

@@ -2,10 +2,12 @@
 
 import dataclasses
 import doctest
+import gc
 import importlib
 import pickle
 import threading
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -261,6 +263,18 @@ def test_a_block_in_given_memory_and_in_place_gives_the_same_numbers():
         assert block_grad(parameters, kept, dy, gradient, dy, scratch) is dy
         assert np.array_equal(dy, dx)
         assert all(np.array_equal(gradient[name], expected[name]) for name in parameters)
+
+
+def test_memory_is_free_as_soon_as_nobody_holds_it():
+    gc.disable()
+    try:
+        memory = Memory("f8")
+        gone = weakref.ref(memory)
+        block(SMALL.views(parameters_of(SMALL))[1], normal(2, 4, 8), 2, memory=memory)
+        del memory
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("keep_weights", [True, False])

@@ -29,7 +29,6 @@ def git(*arguments):
 
 
 @cache
-@cache
 def tracked():
     """All files in git that exist, as paths with forward slashes."""
     names = git("ls-files", "-z").split("\0")

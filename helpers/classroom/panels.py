@@ -197,7 +197,9 @@ class SettingsPanel:
         self._try()
         for control in self.controls:
             control.observe(self._moved, names="value")
-        self.widget = widgets.VBox([widgets.HBox(self.controls), self.status, self.figure])
+        # On a second line rather than too narrow to be moved.
+        rows = widgets.Box(self.controls, layout=widgets.Layout(flex_flow="row wrap"))
+        self.widget = widgets.VBox([rows, self.status, self.figure])
 
     def try_setting(self) -> str:
         """Run the setting of the controls; returns the sentence that reports on it."""

@@ -57,8 +57,13 @@ class Memory:
 
     def __init__(self, dtype, scratch=None):
         self.dtype = np.dtype(dtype)
-        self.scratch = self if scratch is None else scratch
-        self._arrays = {}
+        self._arrays, self._scratch = {}, scratch
+
+    @property
+    def scratch(self):
+        """Where arrays lie that are needed for a moment only."""
+        # Not an attribute that holds itself: such a memory would outlive its pass.
+        return self if self._scratch is None else self._scratch
 
     def take(self, name, shape):
         """The array of this name, in this shape; its contents are undefined."""
