@@ -6,8 +6,8 @@ in batches of 256 rows of January, with a rate of its own. How many steps take 1
 is measured first, on one core. All sides must find the same losses, to the last bit.
 
 ours
-    ``run_tasks`` on two Dask workers. Tasks of 10 ms are sent in guided batches, the others one by
-    one.
+    ``run_tasks`` on two Dask workers. Tasks of 10 and 100 ms are sent in guided batches; those of
+    1 s one by one, and so are those of 100 ms in a case of their own.
 loky
     joblib's `Parallel` with its own settings: it batches by itself, and maps large arrays.
 ray
@@ -32,8 +32,13 @@ from helpers.parallel.tasks import run_tasks
 
 ROUNDS = 5
 WORKERS = 2
-CASES = {"10 ms": (0.01, 400), "100 ms": (0.1, 60), "1 s": (1.0, 8)}
-"""Seconds of a task, and how many there are."""
+CASES = {
+    "10 ms": (0.01, 400, "guided"),
+    "100 ms": (0.1, 60, "guided"),
+    "100 ms, one by one": (0.1, 60, 1),
+    "1 s": (1.0, 8, 1),
+}
+"""Seconds of a task, how many there are, and how many of them ours sends at once."""
 NETWORK = MLP((36, 64, 1))
 BATCH = 256
 WARM_UP = 20
@@ -163,7 +168,7 @@ def run(rounds=ROUNDS, cases=CASES):
     ----------
     rounds : int
     cases : dict, optional
-        Seconds of a task and their number, by name.
+        Seconds of a task, their number, and the size of our batches, by name.
 
     Returns
     -------
@@ -182,10 +187,9 @@ def run(rounds=ROUNDS, cases=CASES):
     return [_case(name, *case, sides, rounds) for name, case in cases.items()]
 
 
-def _case(name, seconds, n, sides, rounds):
+def _case(name, seconds, n, batch, sides, rounds):
     step = launch.python("from benchmarks.task_search import calibrate; calibrate()")
     steps, found = max(1, round(seconds / step)), {}
-    batch = "guided" if seconds < 0.05 else 1
 
     def measure(side):
         program = (

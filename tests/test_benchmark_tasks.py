@@ -38,7 +38,7 @@ def test_a_side_that_finds_something_else_is_not_measured(monkeypatch):
     monkeypatch.setattr(task_search, "SIDES", {"ours": None, "loky": None})
     monkeypatch.setattr(task_search, "find_spec", lambda name: True)
     with pytest.raises(RuntimeError, match="loky found other losses than ours"):
-        task_search.run(1, {"10 ms": (0.01, 1)})
+        task_search.run(1, {"10 ms": (0.01, 1, 1)})
 
 
 def test_the_case_has_its_share_of_the_limit(monkeypatch):
@@ -49,5 +49,5 @@ def test_the_case_has_its_share_of_the_limit(monkeypatch):
         return [1.0 if "'limit'" in program else 1.25, [0.5]]
 
     monkeypatch.setattr(launch, "python", python)
-    [case] = task_search.run(1, {"10 ms": (0.01, 4)})
+    [case] = task_search.run(1, {"10 ms": (0.01, 4, "guided")})
     assert (case.ours, case.limit, case.more["of_limit"]) == (1.25, 1.0, 0.8)

@@ -437,3 +437,16 @@ def test_workers_keep_freed_memory_for_the_next_array():
         for name, nbytes in {"TRIM": 2**22, "MMAP": 2**20}.items():
             found = cluster.client.run(os.environ.get, f"MALLOC_{name}_THRESHOLD_")
             assert list(found.values()) == [str(nbytes)]
+
+
+def test_workers_look_at_themselves_less_often_than_dask_has_them_do():
+    """Else a fiftieth of every core is lost to it (see `CALM`)."""
+
+    def every(dask_worker):
+        calls = dask_worker.periodic_callbacks
+        return {name: calls[name].callback_time for name in ("profile", "tick")}
+
+    before = dask.config.get("distributed.admin.tick.interval")
+    with open_cluster(workers=1) as cluster:
+        assert list(cluster.client.run(every).values()) == [{"profile": 100, "tick": 500}]
+    assert dask.config.get("distributed.admin.tick.interval") == before

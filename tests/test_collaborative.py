@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.classroom import collaborative as lesson
+from helpers.classroom.exercises import nb09
 from helpers.cluster import open_cluster
 from helpers.engine.collectives import all_reduce
 from helpers.learning.gossip import graph
@@ -62,15 +63,15 @@ def test_what_is_sent_needs_a_setting_that_is_there():
 # ---------------------------------------------------------------- the panel
 
 
-def program(rank, rows, weight):
+def program(rank, rows, weight, part):
     if rows == 1000:
         raise ArithmeticError("no numbers today")
-    return float(all_reduce(rank.data, np.ones(1))[0]) + weight / 10 + rank.index
+    return float(all_reduce(rank.data, np.ones(1))[0]) + weight / 10 + part
 
 
 def test_the_panel_trains_on_the_ranks_of_its_slider_and_keeps_each_setting(monkeypatch):
     with open_cluster(2) as cluster:
-        panel = lesson.TogetherPanel(cluster, program, {(8, 500, 0.0): 0.5})
+        panel = lesson.TogetherPanel(cluster, program, range(8), {(8, 500, 0.0): 0.5})
         assert panel.tried == {(8, 500, 0.0): 0.5, (4, 250, 1.0): pytest.approx(5.6)}
         before = panel.figure.value
         panel.workers.value = 2
@@ -93,6 +94,19 @@ def test_the_panel_trains_on_the_ranks_of_its_slider_and_keeps_each_setting(monk
         assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(seen[0])
     panel.rows.value = 100
     assert "These workers were stopped" in panel.status.value
+
+
+# ---------------------------------------------------------------- an exercise
+
+
+@pytest.mark.parametrize("form", [tuple, list, np.array])
+def test_a_pair_may_be_any_sequence_of_two(form):
+    def right(a, b):
+        a, b = np.array(a), np.array(b)
+        return form([np.std(a - b, ddof=1), np.sqrt(np.var(a, ddof=1) + np.var(b, ddof=1))])
+
+    assert nb09.spreads(right) is None
+    assert "return a pair" in nb09.spreads(lambda a, b: [[1.0, 2.0], [3.0]])
 
 
 # ---------------------------------------------------------------- what the studies say is sent
@@ -191,6 +205,11 @@ def ensembles(table):
         mean, seeds = gain(found.loc[method], tuned)
         assert mean > least and seeds == 5
     assert abs(gain(found.loc["16 trees"], found.loc["logistic"])[0]) < 0.006  # no gain
+    bagged = lesson.best(found[found.index.str.fullmatch(r"\d+ trees")])
+    assert bagged.name == "32 trees"  # the edge of what was tried
+    mean, seeds = gain(bagged, found.loc["logistic"])
+    assert 0.003 < mean < 0.01 and seeds == 5
+    assert gain(bagged, found.loc["neighbours"])[1] < 5  # no gain over this one
     members = lesson.best(found.loc[["logistic", "neighbours", "16 trees"]])
     mean, seeds = gain(found.loc["100 stumps"], members)
     assert mean > 0.003 and seeds == 5
@@ -212,7 +231,10 @@ def mutual(table):
     longer = lesson.best(alone.loc[40])
     assert gain(longer, best)[0] > 0  # more training does as well, and better
     assert gain(lesson.best(together), longer)[1] < 5
-    assert gain(lesson.best(found.loc["mean", 2]), lesson.best(together.loc[2, 20]))[0] > 0
+    mean = lesson.best(found.loc["mean", 2])
+    assert gain(mean, lesson.best(together.loc[2, 20]))[0] > 0
+    assert gain(mean, best)[1] == 5 and gain(mean, longer)[1] < 5
+    assert gain(lesson.best(together.loc[4, 20]), best)[1] < 5  # nor do four gain
 
 
 def distillation(table):
@@ -278,6 +300,9 @@ def gossip(table):
         assert mean > least and seeds == 5
         mean, seeds = gain(ring, exact)
         assert -0.01 < mean < 0 and seeds == 0  # a small price
+        complete, random = (rows.loc[kind, 0.0] for kind in ("complete", "random"))
+        assert 0.3 * mean > gain(complete, exact)[0] > 0.7 * mean  # half of it without a neighbour
+        assert -0.0005 < gain(random, complete)[0] < 0
     sent = {kind: lesson.sent(table, graph=kind)[2] for kind in ("ring", "all-reduce", "complete")}
     assert sent["all-reduce"] < sent["ring"] < sent["complete"]
 

@@ -103,6 +103,7 @@ def nap(seconds):
 
 def test_the_panel_naps_on_real_workers_and_shows_both(monkeypatch):
     monkeypatch.setattr(lesson, "LENGTHS", {"equal": [0.01] * 4, "mixed": [0.02, 0.01]})
+    monkeypatch.setattr(lesson, "BATCHES", (1, 3))
     calls = []
     with open_cluster(workers=2) as cluster:
 
@@ -112,14 +113,21 @@ def test_the_panel_naps_on_real_workers_and_shows_both(monkeypatch):
                 cluster.client.gather(cluster.client.map(nap, lengths, pure=False))
             return 0.5, recorder.events
 
-        panel = lesson.DealingPanel(cluster, measure)
+        panel = lesson.DealingPanel(cluster, measure, overhead=0.001)
         panel.policy.value = "dynamic"
         panel.lengths.value = "equal"
         assert calls == [("static", 2), ("dynamic", 2), ("dynamic", 4)]
-        assert "dynamic, equal: measured 0.50 s, simulated 0.02 s" in panel.status.value
+        assert "dynamic, equal, batches of 1: measured 0.50 s" in panel.status.value
+        assert "simulated 0.02 s" in panel.status.value
         titles = [ax.get_title() for ax in panel.draw().axes]
         assert [title.split(":")[0] for title in titles] == ["measured", "simulated"]
-        assert len(panel.events) == 4
+        assert len(panel.events) == len(panel.simulated) == 4
+        panel.batch.value = 3  # two batches: of three naps and of one
+        assert calls[-1] == ("dynamic", 2)
+        assert "batches of 3" in panel.status.value and len(panel.simulated) == 2
+        assert [event.length for event in panel.simulated] == pytest.approx([0.03, 0.01])
+        panel.workers.value = 3
+        assert cluster.n_workers == 3 and "fair share of a worker is 0.01 s" in panel.status.value
     panel.policy.value = "static"
     assert "These workers were stopped" in panel.status.value
 

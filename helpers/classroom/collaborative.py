@@ -190,8 +190,10 @@ class TogetherPanel(SettingsPanel):
     ----------
     cluster : helpers.cluster.Cluster
     program : callable
-        ``program(rank, rows, weight)`` trains this rank's model on so many rows of its own, and
-        returns its score. With weight 0 it listens to nobody.
+        ``program(rank, rows, weight, part)`` trains this rank's model on so many rows of its own
+        part, and returns its score. With weight 0 it listens to nobody.
+    parts : sequence
+        What each rank has, and no other rank is given; at least as many as the most workers.
     tried : dict of (int, int, float) to float
         Mean scores that are known already, by workers, rows of each, and weight.
     """
@@ -202,8 +204,8 @@ class TogetherPanel(SettingsPanel):
         "tried: rows of a worker against the mean AUC of the workers' models."
     )
 
-    def __init__(self, cluster, program, tried=()):
-        self.program, self.tried = program, dict(tried)
+    def __init__(self, cluster, program, parts, tried=()):
+        self.program, self.parts, self.tried = program, parts, dict(tried)
         self.workers = choice("Workers", WORKERS, 4)
         self.rows, self.weight = choice("Rows", ROWS, 250), choice("Listen", WEIGHTS, 1.0)
         super().__init__(cluster, (self.workers, self.rows, self.weight))
@@ -211,7 +213,8 @@ class TogetherPanel(SettingsPanel):
     def try_setting(self) -> str:
         """Train, and note the mean score."""
         workers, rows, weight = setting = self.workers.value, self.rows.value, self.weight.value
-        run = spmd.run(self.cluster.client, Mesh(data=workers), self.program, rows, weight)
+        mesh, mine = Mesh(data=workers), self.parts[:workers]
+        run = spmd.run(self.cluster.client, mesh, self.program, rows, weight, each=mine)
         self.tried[setting] = float(np.mean(run.results))
         words = f"{workers} workers of {rows} rows, weight {weight:g}"
         return f"{words}: AUC {self.tried[setting]:.3f} after {run.seconds:.1f} s."

@@ -1,11 +1,15 @@
 """Many rows, few labels: a model, or two that look at different columns, make labels of their own.
 
-Pseudo-labels: a model labels the rows of which it is most sure, and learns from these too. Co-
-training: two models that see different columns (views) do so for each other. It is sound when each
-view would be enough by itself, and the views are independent, given the label.
+Self-training: a model labels the rows of which it is most sure, learns from these too, and goes on
+so. The labels are called pseudo-labels since Lee 2013, who gives one to every row in every step,
+with a weight that grows; here only the surest rows get one, and it counts like any label.
 
-Sources: Lee 2013, "Pseudo-label", section 2.2; Blum and Mitchell 1998, "Combining labeled and
-unlabeled data with co-training", table 1 and theorem 1.
+Co-training: two models that see different columns (views) do so for each other. It is sound when
+each view would be enough by itself, and the views are independent, given the label.
+
+Sources: Yarowsky 1995, "Unsupervised word sense disambiguation rivaling supervised methods"
+(self-training); Lee 2013, "Pseudo-label", section 2.2; Blum and Mitchell 1998, "Combining labeled
+and unlabeled data with co-training", table 1 and theorem 1.
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ def learn_by_gossip(group, parameters, gradient_of, weights, steps, rate):
     Returns
     -------
     array of shape (size,)
-        This rank's parameters. They differ from rank to rank; so the mean is usually taken.
+        This rank's parameters. They differ from rank to rank, by the last step above all, which
+        nobody has averaged yet; so the mean of all ranks is usually taken.
     """
     for step in range(operator.index(steps)):
         gradient = gradient_of(parameters, step)

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
+import numpy as np
+
 from helpers.engine.events import Event
 from helpers.parallel.search import as_loss
 
@@ -90,9 +92,8 @@ def simulate(
         order.sort(key=lambda task: (-priorities[task], -seconds[task]))
     run = _Run(seconds, workers, overhead, batch, steals=policy == "stealing")
     if policy in ("static", "stealing"):
-        for worker in range(workers):
-            part = slice(*(len(order) * w // workers for w in (worker, worker + 1)))
-            run.own[worker].extend(order[part])
+        for worker, block in enumerate(np.array_split(np.array(order, int), workers)):
+            run.own[worker].extend(block.tolist())
     else:
         run.shared.extend(order)
     return run.until_the_end(deaths, restart)

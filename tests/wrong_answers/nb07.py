@@ -28,21 +28,30 @@ def _blocks(lengths, workers, overhead):
     return max(sum(x + overhead for x in part) for part in parts)
 
 
-def _least(n, time_of):
-    return min(range(1, n + 1), key=time_of)
+def _best_batch(lengths, workers, overhead, each=False, last=False):
+    def key(b):
+        batches = [sum(lengths[k : k + b]) for k in range(0, len(lengths), b)]
+        return _queue(batches, workers, overhead * (b if each else 1)), -b * last
+
+    return min(range(1, len(lengths) + 1), key=key)
 
 
-def _rungs(trials, least, most, factor):
+def _rungs(trials, least, most, factor, fewest=1, down=int):
     found = []
     while least <= most:
         found.append((trials, least))
-        trials, least = max(1, trials // factor), least * factor
+        trials, least = max(fewest, down(trials / factor)), least * factor
     return found
 
 
 def _best(losses, gone, size, key=None):
     best = sorted(losses, key=key or losses.get)[:size]
     return next((trial for trial in best if trial not in gone), "nobody")
+
+
+def _last(losses, gone, size):
+    best = [trial for trial in sorted(losses, key=losses.get)[:size] if trial not in gone]
+    return best[-1] if best else "nobody"
 
 
 def _rest(losses, gone):
@@ -95,6 +104,16 @@ def _truthy(deliveries):
     return found
 
 
+def _forgets(deliveries):
+    found = {}
+    for task, value, error in deliveries:
+        if error is None:
+            found.setdefault(task, value)
+        else:
+            found.pop(task, None)
+    return found
+
+
 WRONG = {
     "07.1": [
         (lambda x, m, o: _queue(x, m, 0), "the overhead is missing"),
@@ -109,11 +128,13 @@ WRONG = {
         (lambda x, m, o: max(x, default=0), "it should be"),
     ],
     "07.2": [
-        (lambda n, m, s, o: _least(n, lambda b: math.ceil(n / b) * (o + b * s)), "count rounds"),
-        (lambda n, m, s, o: n, "one worker does them all"),
-        (lambda n, m, s, o: 1, "try larger ones"),
-        (lambda n, m, s, o: max(1, n // m), "rounded down"),
-        (lambda n, m, s, o: min(n, math.ceil(n / m) + 1), "it should be"),
+        (lambda x, m, o: len(x), "one worker does them all"),
+        (lambda x, m, o: 1, "try larger ones"),
+        (lambda x, m, o: math.ceil(len(x) / m), "lengths differ"),
+        (lambda x, m, o: _best_batch(x, m, 0), "overhead is missing"),
+        (lambda x, m, o: _best_batch(x, m, o, each=True), "one overhead"),
+        (lambda x, m, o: _best_batch(x, m, o, last=True), "return the smallest"),
+        (lambda x, m, o: min(len(x), math.ceil(len(x) / m) + 1), "it should be"),
     ],
     "07.3": [
         (lambda n, a, z, f: n * z, "the full search"),
@@ -130,9 +151,14 @@ WRONG = {
             lambda n, a, z, f: sum(t * (b - b // f * (b > a)) for t, b in _rungs(n, a, z, f)),
             "from the beginning",
         ),
+        (lambda n, a, z, f: sum(t * b for t, b in _rungs(n, a, z, f, 0)), "at least one"),
+        (lambda n, a, z, f: sum(t * b for t, b in _rungs(n, a, z, f, down=round)), "it should be"),
         (lambda n, a, z, f: n * a * f, "it should be"),
     ],
     "07.4": [
+        (lambda x, gone, f: _best(_rest(x, gone), set(), len(x)), "need not be in the best share"),
+        (lambda x, gone, f: _best(x, gone, len(x) // f) or "nobody", "may go on now"),
+        (lambda x, gone, f: _last(x, gone, len(x) // f), "the best one goes"),
         (lambda x, gone, f: _best(x, set(), len(x) // f), "nobody goes twice"),
         (lambda x, gone, f: _best(x, gone, len(x), lambda t: -x[t]), "largest loss"),
         (lambda x, gone, f: _best(x, gone, -(-len(x) // f)), "rounded down"),
@@ -147,6 +173,7 @@ WRONG = {
         (_lists, "a list of results"),
         (_first_try, "is missing"),
         (_truthy, "the value 0 is a result"),
+        (_forgets, "an error came later"),
         (lambda d: len(_good(d)), "return a dict"),
     ],
     "07.quiz": [

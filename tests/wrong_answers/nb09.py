@@ -53,7 +53,7 @@ WRONG = {
         ),
         (lambda a, b: (np.mean(a) - np.mean(b), _spreads(a, b)[1]), "mean gain"),
         (lambda a, b: _spreads(a, b)[0], "return a pair"),
-        (lambda a, b: (1.0, 2.0), "it should be"),
+        (lambda a, b: np.array([1.0, 2.0]), "and b = [0.69"),
         (lambda a, b: a - b, "unsupported operand"),
     ],
     "09.2": [
@@ -103,7 +103,7 @@ WRONG = {
         ({"1": "a", "2": "c", "3": "a", "4": "b", "5": "b"}, "what it is compared with"),
         ({"1": "b", "2": "b", "3": "a", "4": "b", "5": "b"}, "with correlation 1"),
         ({"1": "b", "2": "c", "3": "c", "4": "b", "5": "b"}, "different columns"),
-        ({"1": "b", "2": "c", "3": "a", "4": "a", "5": "b"}, "errors of the weak view"),
+        ({"1": "b", "2": "c", "3": "a", "4": "a", "5": "b"}, "errors of one view"),
         ({"1": "b", "2": "c", "3": "a", "4": "b", "5": "a"}, "but no sooner"),
         ({"1": "b"}, "a letter for each"),
     ],

@@ -108,66 +108,83 @@ def end_of_the_queue(answer):
 # ---------------------------------------------------------------- 07.2: the best batch
 
 
-def _batches(n, b):
-    return math.ceil(n / b)
+def _batches(lengths, b):
+    return [sum(lengths[k : k + b]) for k in range(0, len(lengths), b)]
 
 
-def _least(n, time_of):
-    return min(range(1, n + 1), key=time_of)
+def _least(lengths, time_of):
+    return min(range(1, len(lengths) + 1), key=time_of)
 
 
-def _best_batch(n, workers, seconds, overhead):
-    return _least(n, lambda b: math.ceil(_batches(n, b) / workers) * (overhead + b * seconds))
+def _best_batch(lengths, workers, overhead):
+    return _least(lengths, lambda b: _queue(_batches(lengths, b), workers, overhead))
+
+
+def _last_of_the_best(lengths, workers, overhead):
+    def key(b):
+        return _queue(_batches(lengths, b), workers, overhead), -b
+
+    return _least(lengths, key)
+
+
+def _as_if_equal(lengths, workers, overhead):
+    return math.ceil(len(lengths) / workers)
+
+
+_UNEQUAL = [4, 4, 4, 4, 60, 4, 4, 4, 40, 4, 4, 4, 4, 4, 30, 4, 4, 4, 4, 4, 4, 4, 4, 20]
 
 
 @exercise(
     "07.2",
-    hint="ceil(n / b) batches, ceil of that / workers rounds; each takes overhead + b · seconds.",
-    shows="With equal tasks and an overhead, one batch a worker is best; else smaller ones may be.",
+    hint="Make the list of batches, each the sum of its tasks, and give it to `end` of 07.1.",
+    shows="Equal tasks: one batch a worker. Unequal ones: smaller batches, until overhead counts.",
 )
 def best_batch(answer):
     """Exercise 07.2: the batch with the shortest predicted time."""
     cases = (
-        (100, 4, 0.01, 0.005),
-        (10, 4, 1.0, 0.01),
-        (7, 2, 0.5, 2.0),
-        (12, 5, 1.0, 0.0),
-        (9, 4, 1.0, 0.1),
-        (1, 3, 1.0, 1.0),
+        ([4] * 64, 2, 2),
+        (_UNEQUAL, 2, 2),
+        (_UNEQUAL, 3, 2),
+        (_UNEQUAL, 2, 50),
+        (list(range(20)), 4, 1),
+        ([1, 1, 1, 1], 3, 0),
+        ([5], 3, 1),
     )
     mistakes = (
-        (lambda n, m, s, o: n, "with all tasks in one batch one worker does them all."),
+        (lambda x, m, o: len(x), "with all tasks in one batch one worker does them all."),
+        (lambda x, m, o: 1, "batches of one pay the whole overhead; try larger ones."),
+        (_as_if_equal, "one batch a worker is best for equal tasks; here lengths differ."),
         (
-            lambda n, m, s, o: _least(n, lambda b: _batches(n, b) * (o + b * s)),
-            "the workers take batches at the same time: count rounds, not batches.",
+            lambda x, m, o: _least(x, lambda b: _queue(_batches(x, b), m, 0)),
+            "the overhead is missing: each batch has one.",
         ),
         (
-            lambda n, m, s, o: _least(n, lambda b: n / b / m * (o + b * s)),
-            "a round is never a half: round up, twice.",
+            lambda x, m, o: _least(x, lambda b: _queue(_batches(x, b), m, b * o)),
+            "a batch has one overhead, not one for each of its tasks.",
         ),
-        (lambda n, m, s, o: 1, "batches of one pay the whole overhead; try larger ones."),
         (
-            lambda n, m, s, o: max(1, n // m),
-            "n / workers rounded down leaves a task over: one more round.",
+            lambda x, m, o: _least(x, lambda b: sum(_batches(x, b)) + o * len(_batches(x, b))),
+            "this is the work of all; the workers share it.",
         ),
+        (_last_of_the_best, "if several are equally good, return the smallest."),
     )
     return _fault(
-        answer,
+        lambda x, m, o: answer(list(x), m, o),
         cases,
         _best_batch,
         mistakes,
-        lambda case: "{} tasks on {} workers, {} s each, with {} s of overhead".format(*case),
+        lambda case: "tasks of {} ms on {} workers with {} ms of overhead".format(*case),
     )
 
 
 # ---------------------------------------------------------------- 07.3: the work of halving
 
 
-def _rungs(trials, least, most, factor):
+def _rungs(trials, least, most, factor, fewest=1):
     found, budget = [], least
     while budget <= most:
         found.append((trials, budget))
-        trials, budget = max(1, trials // factor), budget * factor
+        trials, budget = max(fewest, trials // factor), budget * factor
     return found
 
 
@@ -179,11 +196,18 @@ def _over_rungs(work):
 @exercise(
     "07.3",
     hint="On each rung: how many trials are left, times the budget of the rung. Add the rungs up.",
-    shows="Every rung costs about the same, so the number of rungs decides, not that of trials.",
+    shows="All rungs cost about the same: their number decides what share of a full search it is.",
 )
 def work_of_halving(answer):
     """Exercise 07.3: rows trained on by successive halving."""
-    cases = ((27, 100, 2700, 3), (64, 4, 256, 4), (10, 1, 8, 2), (5, 10, 10, 2))
+    cases = (
+        (27, 100, 2700, 3),
+        (64, 4, 256, 4),
+        (10, 1, 8, 2),
+        (5, 10, 10, 2),
+        (11, 1, 4, 4),
+        (4, 1, 16, 2),
+    )
     right = _over_rungs(lambda n, b, case: n * b)
     mistakes = (
         (
@@ -198,6 +222,10 @@ def work_of_halving(answer):
         (
             _over_rungs(lambda n, b, case: case[0] * b),
             "poor trials are stopped: fewer on each rung.",
+        ),
+        (
+            lambda t, least, most, f: sum(n * b for n, b in _rungs(t, least, most, f, fewest=0)),
+            "at least one trial goes on, up to the whole budget.",
         ),
         (_over_rungs(lambda n, b, case: n * case[1]), "the budget grows from rung to rung."),
         (_over_rungs(lambda n, b, case: n), "these are the jobs; each costs its budget."),
@@ -230,6 +258,8 @@ _RUNGS = (
     ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3, 5: 0.9}, {1}, 3),
     ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3, 5: 0.9}, {1, 4}, 3),
     ({7: 0.2, 3: 0.1, 9: 0.3, 8: 0.4}, {3}, 2),
+    ({0: 0.1, 1: 0.4, 2: 0.6}, set(), 3),
+    ({0: 0.5, 1: 0.4, 2: 0.6, 3: 0.7, 4: 0.3, 5: 0.9}, set(), 3),
     ({}, set(), 2),
 )
 
@@ -248,6 +278,10 @@ def _promotable(losses, gone, factor, size=None, first=min):
 )
 def promotable(answer):
     """Exercise 07.4: which trial of a rung may go on, by ASHA's rule."""
+    share_is_left_out = all(
+        answer(dict(losses), set(gone), factor) == _promotable(losses, gone, factor, len(losses))
+        for losses, gone, factor in _RUNGS
+    )
     for losses, gone, factor in _RUNGS:
         given = dict(losses), set(gone)
         got = answer(given[0], given[1], factor)
@@ -263,12 +297,14 @@ def promotable(answer):
             return where + "this trial has gone on already; nobody goes twice."
         if rest and got == max(rest, key=rest.get):
             return where + "this is the trial with the largest loss; a smaller loss is better."
+        if share_is_left_out:
+            return where + "the best that is left need not be in the best share of the rung."
         if got == _promotable(losses, gone, factor, size=up):
-            return where + "the best share is rounded down, so that too few never go on too early."
+            return where + "the best share is rounded down: among few results nobody goes on yet."
         if got == _promotable(rest, set(), factor):
             return where + "the share is one of all trials of the rung, also of those gone."
-        if rest and got == min(rest, key=rest.get):
-            return where + "the best that is left need not be in the best share of the rung."
+        if got == _promotable(losses, gone, factor, first=max):
+            return where + "of those that may go on, the best one goes."
         if got == "nobody":
             return where + f"trial {right} is in the best share and may go on now; nobody waits."
         return where + f"it should be {right!r}, not {got!r}."
@@ -284,6 +320,7 @@ _DELIVERIES = (
     [("a", "?", "its worker died"), ("b", 2.0, None), ("a", 1.0, None)],
     [("b", 0.0, None), ("a", "?", "no"), ("a", "?", "no")],
     [("b", 0.0, None), ("b", 3.0, None)],
+    [("a", 1.0, None), ("a", "?", "its worker died")],
     [],
 )
 
@@ -307,6 +344,16 @@ def _of_the_first_try(deliveries):
     return {task: value for task, (value, error) in first.items() if error is None}
 
 
+def _of_the_last_try(deliveries):
+    found = {}
+    for task, value, error in deliveries:
+        if error is not None:
+            found.pop(task, None)
+        else:
+            found.setdefault(task, value)
+    return found
+
+
 _SLIPS = (
     (
         lambda d: dict(_good(d)),
@@ -325,6 +372,10 @@ _SLIPS = (
         "the value 0 is a result, too: ask whether `error is None`.",
     ),
     (_of_the_first_try, "a task that failed at first and then succeeded is missing."),
+    (
+        _of_the_last_try,
+        "a good result is lost since an error came later; what has been fetched stays.",
+    ),
 )
 
 

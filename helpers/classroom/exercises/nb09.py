@@ -32,7 +32,7 @@ def spreads(answer):
     )
     for a, b in cases:
         got = answer(list(a), list(b))
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
+        if not _is_pair(got):
             return "return a pair: the paired spread, and the one without pairs."
         right = [_paired(a, b), _unpaired(a, b)]
         mistakes = (
@@ -55,8 +55,16 @@ def spreads(answer):
                 return sentence
         if not _same(got, right):
             words = ", ".join(f"{number:.4f}" for number in right)
-            return f"for a = {np.round(a, 2).tolist()} and b so given it should be {words}."
+            return f"for a = {np.round(a, 2)} and b = {np.round(b, 2)} it should be {words}."
     return None
+
+
+def _is_pair(got):
+    """Two numbers, in a tuple, a list or an array."""
+    try:
+        return np.shape(got) == (2,)
+    except ValueError:  # a list whose items have different lengths
+        return False
 
 
 def _same(got, right):
@@ -102,7 +110,7 @@ def variance(answer):
 
 @exercise(
     "09.3",
-    hint="np.delete(said, me, axis=0) leaves the others; divide by the sum of the weights.",
+    hint="np.delete(opinions, me, axis=0) leaves the others; divide by the sum of the weights.",
     shows="One target does for two losses, since the loss is linear in it.",
 )
 def target(answer):
@@ -231,13 +239,13 @@ def quiz(answers):
     """The quiz of notebook 09."""
     right = {"1": "b", "2": "c", "3": "a", "4": "b", "5": "b"}
     why = {
-        "1a": "five of five is enough to believe it; the question is what it is compared with.",
+        "1a": "a sixth seed makes it surer, but does not change what it is compared with.",
         "1c": "that matters once there is a gain over a good model alone.",
         "2a": "the mean of ten equal answers is that answer.",
         "2b": "with correlation 1 the formula gives the variance of one model.",
         "3b": "bagging over all patients needs all patients in one place.",
         "3c": "split learning is for different columns of the same patients.",
-        "4a": "errors of the weak view become labels of the strong one; see Figure 5, left.",
+        "4a": "errors of one view become labels of the other; see Figure 5, left.",
         "4c": "it changes the labels from which both learn.",
         "5a": "they would agree on more decimals, but no sooner: the graph is the same.",
         "5c": "the rate changes what is learnt, not how fast ranks agree.",
