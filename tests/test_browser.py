@@ -373,7 +373,9 @@ def test_notebook_00_runs_and_its_slider_changes_the_workers(open_page, short_fo
         ("04", "Ranks", "H = 16, at random: loss"),
         ("05", "Ranks", "ms a step"),
         ("06", "Stages", "ms a step"),
+        ("07", "Workers", "fair share of a worker"),
         ("08", "Tensor", "tokens a second"),
+        ("09", "Workers", "workers of 250 rows"),
     ],
 )
 def test_a_panel_trains_on_as_many_real_ranks_as_its_slider_says(
