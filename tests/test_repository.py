@@ -397,6 +397,7 @@ def test_helpers_import_only_what_is_pinned_by_hand():
     project = tomllib.loads(text_of("pyproject.toml"))["project"]
     direct = {re.match(r"[\w-]+", text)[0].lower() for text in project["dependencies"]}
     direct |= {"distributed"}  # dask[distributed]
+    direct |= {"optuna"}  # shown if a reader has it; a study was made with it
     # Parts of a pinned package that stand under a name of their own: what they belong to.
     belongs = {
         **{"sklearn": "scikit-learn", "ipython": "ipykernel", "jupyter_client": "ipykernel"},
