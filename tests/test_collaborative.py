@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +13,8 @@ from helpers.cluster import open_cluster
 from helpers.engine.collectives import all_reduce
 from helpers.learning.gossip import graph
 from helpers.parallel.counted import count
-from helpers.studies import _learning, load_study, run_study
+from helpers.studies import _learning, load_study
+from tests.test_studies import made_again
 
 ONES = ("parts", "setting", "shards", "graph", "method", "models", "epochs", "rate", "decay")
 
@@ -308,7 +308,6 @@ def gossip(table):
 
 
 CLAIMS = (ensembles, mutual, distillation, few_labels, multi_task, vertical, gossip)
-run_again = cache(run_study)
 
 
 @pytest.mark.parametrize("claims", CLAIMS, ids=lambda claims: claims.__name__)
@@ -320,4 +319,4 @@ def test_the_stored_study_shows_what_the_notebook_claims(claims):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("claims", CLAIMS, ids=lambda claims: claims.__name__)
 def test_the_study_shows_it_again(claims):
-    claims(run_again(claims.__name__))
+    claims(made_again(claims.__name__))

@@ -1,5 +1,7 @@
 """The stored studies are what their commands give."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,9 @@ HARMLESS_SCORE = 0.01
 DIVERGED = {"gpt": 4.0, "pipedream": 1.7}
 """A loss from which training has diverged; else 0.6. That of the GPT begins at 3.7; stale as in
 pipedream, it wanders above 1.7."""
+
+made_again = cache(run_study)
+"""A study of some minutes is run once for all tests that look at it."""
 
 
 def settings(table):
@@ -69,7 +74,7 @@ def test_what_is_stored_is_read_again_and_an_altered_table_is_refused(tmp_path, 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_gives_again_what_is_stored(name):
-    stored, again = load_study(name), run_study(name)
+    stored, again = load_study(name), made_again(name)
     pd.testing.assert_frame_equal(settings(again), settings(stored))
     for column in MEASURED & set(stored):
         old, new = stored[column], again[column]
