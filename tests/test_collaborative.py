@@ -14,7 +14,7 @@ from helpers.engine.collectives import all_reduce
 from helpers.learning.gossip import graph
 from helpers.parallel.counted import count
 from helpers.studies import _learning, load_study
-from tests.test_studies import made_again
+from tests.made_again import made_again
 
 ONES = ("parts", "setting", "shards", "graph", "method", "models", "epochs", "rate", "decay")
 

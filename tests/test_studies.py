@@ -1,7 +1,5 @@
 """The stored studies are what their commands give."""
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +8,8 @@ from helpers import studies
 from helpers.datasets import DataError
 from helpers.datasets.files import STUDIES
 from helpers.studies import __main__ as command
-from helpers.studies import load_study, names, run_study, store_study
+from helpers.studies import load_study, names, store_study
+from tests.made_again import made_again
 
 SHARES = {"well_formed", "real"}
 SCORES = {"auc", "own_auc", "apart"}
@@ -26,9 +25,6 @@ HARMLESS_SCORE = 0.01
 DIVERGED = {"gpt": 4.0, "pipedream": 1.7}
 """A loss from which training has diverged; else 0.6. That of the GPT begins at 3.7; stale as in
 pipedream, it wanders above 1.7."""
-
-made_again = cache(run_study)
-"""A study of some minutes is run once for all tests that look at it."""
 
 
 def settings(table):
