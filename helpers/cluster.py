@@ -195,7 +195,7 @@ class _KeepingNanny(Nanny):
     Dask's own setting gives back to the system whatever is over 64 KiB, and so takes each array of
     128 KiB and more anew, page by page. A step of a GPT of four blocks on two ranks
     takes a third more processor time with it (measured). More is not kept, so that a notebook
-    fits into a gigabyte.
+    fits into a gigabyte. The worker also looks at itself less often, see `CALM`.
     """
 
     def __init__(self, *args, **kwargs):

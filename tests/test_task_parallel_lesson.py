@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.classroom import task_parallel as lesson
+from helpers.classroom.exercises import nb07
 from helpers.cluster import open_cluster
 from helpers.parallel.search import Job, run_serially, successive_halving
 from helpers.planner.tasks import POLICIES, makespan, simulate, simulate_search
@@ -130,6 +131,12 @@ def test_the_panel_naps_on_real_workers_and_shows_both(monkeypatch):
         assert cluster.n_workers == 3 and "fair share of a worker is 0.01 s" in panel.status.value
     panel.policy.value = "static"
     assert "These workers were stopped" in panel.status.value
+
+
+def test_the_solution_of_07_2_says_what_is_best():
+    """The text below it names these two numbers."""
+    best = {overhead: nb07._best_batch(nb07._UNEQUAL, 2, overhead) for overhead in (2, 50)}
+    assert best == {2: 7, 50: 12}
 
 
 def test_the_examples():

@@ -69,13 +69,7 @@ class WorkerPanel:
         self.job, self.cores = job, cluster.cores
         self.predicted, self.measured = predicted, measured
         self.live = LivePicture(cluster)
-        self.slider = widgets.IntSlider(
-            value=cluster.n_workers,
-            min=1,
-            max=min(max(self.cores + 1, cluster.n_workers), cluster.max_workers),
-            description="Workers",
-            continuous_update=False,
-        )
+        self.slider = workers_slider(cluster, most=self.cores + 1)
         self.again = widgets.Button(description="Run the job again")
         self.status = widgets.HTML()
         self.figure = widgets.HTML()
@@ -262,6 +256,18 @@ def ranks_slider(cluster, most: int | None = None) -> widgets.IntSlider:
         min=1,
         max=most or 2 * max(2, min(cluster.cores, cluster.n_workers)),
         description="Ranks",
+        continuous_update=False,
+        style=WHOLE_NAME,
+    )
+
+
+def workers_slider(cluster, most: int) -> widgets.IntSlider:
+    """A slider of workers; it stands on those that run, and ends where the machine is full."""
+    return widgets.IntSlider(
+        value=cluster.n_workers,
+        min=1,
+        max=min(max(most, cluster.n_workers), cluster.max_workers),
+        description="Workers",
         continuous_update=False,
         style=WHOLE_NAME,
     )

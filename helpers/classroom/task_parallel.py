@@ -9,7 +9,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from helpers.classroom.panels import SettingsPanel, choice, ranks_slider
+from helpers.classroom.panels import SettingsPanel, choice, workers_slider
 from helpers.classroom.plots import COLOURS, HATCHES, plot_curve, show
 from helpers.classroom.timeline import LivePicture, Recorder, draw_schedule
 from helpers.planner.tasks import makespan, simulate
@@ -275,8 +275,7 @@ class DealingPanel(SettingsPanel):
     def __init__(self, cluster, measure, overhead):
         self.measure, self.overhead = measure, overhead
         # Naps need no core: more workers than cores are no trouble here.
-        self.workers = ranks_slider(cluster, most=max(cluster.n_workers, cluster.max_workers))
-        self.workers.description, self.workers.value = "Workers", cluster.n_workers
+        self.workers = workers_slider(cluster, most=8)
         self.policy = choice("Deal", ("static", "dynamic", "longest first"), "static")
         self.lengths = choice("Lengths", tuple(LENGTHS), "mixed")
         self.batch = choice("Batch", BATCHES, 1)
