@@ -227,7 +227,8 @@ class _LocalCluster(Cluster):
                     memory_limit=_memory_limit(workers),
                     silence_logs=logging.CRITICAL,
                 )
-            self.client = _CourseClient(self._local)
+            # Straight to the workers: what they send need not pass through the scheduler.
+            self.client = _CourseClient(self._local, direct_to_workers=True)
             self._local.scale(workers)
             self._wait_for(workers)
             give_to_workers(self.client)

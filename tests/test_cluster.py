@@ -21,6 +21,7 @@ from distributed import Client, Security
 
 from helpers.cluster import open_cluster, usable_cores, usable_memory
 from helpers.datasets import load_flights
+from helpers.parallel.tasks import run_tasks
 from tests.validation import NOTEBOOKS, clean_environment, kernel_client, leftovers, read
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -224,6 +225,22 @@ def test_joined_tasks_go_on_when_the_workers_in_use_die(scheduler_of_others):
         wait_until(lambda: chosen not in client.scheduler_info()["workers"], 20)
         assert client.submit(lambda: where_am_i(), pure=False).result(timeout=30) != chosen
         assert running.result(timeout=30) != chosen
+
+
+def test_a_search_stays_with_the_workers_in_use_and_gives_up_one_that_hangs(scheduler_of_others):
+    def where(item, shared):
+        time.sleep(60 if item == "hang" else 0.02)
+        return where_am_i(), shared.sum()
+
+    with open_cluster(workers=2) as cluster:
+        X = np.arange(1000)
+        done = [d.value for d in run_tasks(cluster.client, where, range(20), X)]
+        assert {worker for worker, _ in done} == set(cluster.workers)
+        assert {total for _, total in done} == {X.sum()} and len(done) == 20
+        # Its workers have no nanny: one that hangs is left alone, and the other does the rest.
+        items = ["hang", *range(8)]
+        done = list(run_tasks(cluster.client, where, items, X, limit=0.4, retries=0))
+        assert [d.number for d in done if d.error] == [0] and len(done) == 9
 
 
 def test_a_cluster_with_tls_is_joined_by_dasks_own_configuration(tmp_path, monkeypatch):

@@ -13,6 +13,9 @@ from itertools import count
 
 from helpers.planner.tasks import batch_size
 
+DEATHS = 3
+"""How many workers may die with a task alone until it counts as the cause, as Dask counts."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -43,7 +46,7 @@ class Ledger:
     """Tasks that wait or run, dealt out in batches.
 
     A batch that is dealt out has a ticket. It is settled with the outcomes of its tasks, given back
-    (its worker died: not the tasks' fault), or blamed (something in it did harm).
+    (it has not begun), lost (its worker died while it ran), or blamed (it did harm).
 
     Parameters
     ----------
@@ -131,7 +134,7 @@ class Ledger:
         return over
 
     def give_back(self, ticket: int) -> None:
-        """The batch is lost, and its tasks are not to blame: they wait in front of the others."""
+        """The batch has not begun: its tasks wait again, in front of the others."""
         for number in self.running.pop(ticket, ()):
             self._wait(number, order=-1)
 
@@ -141,6 +144,21 @@ class Ledger:
         if len(numbers) == 1:
             return self.settle(ticket, [(None, error, 0.0)])
         for number in self.running.pop(ticket, ()):
+            self._tasks[number].alone = True
+            self._wait(number, next(self._order))
+        return []
+
+    def lose(self, ticket: int, words: str) -> list[Done]:
+        """A worker died with the batch, maybe because of it. Its tasks are tried alone, after all
+        others; a single one is over when it has lost `DEATHS` workers more."""
+        numbers = self.running.pop(ticket, ())
+        if len(numbers) == 1 and self._tasks[numbers[0]].deaths == DEATHS:
+            [number] = numbers
+            task = self._tasks.pop(number)
+            words = f"{DEATHS + 1} workers died while it ran: {words}"
+            return [Done(number, None, words, task.attempts + 1)]
+        for number in numbers:
+            self._tasks[number].deaths += len(numbers) == 1
             self._tasks[number].alone = True
             self._wait(number, next(self._order))
         return []
@@ -162,4 +180,5 @@ class _Task:
     arguments: Sequence
     priority: float
     attempts: int = 0
+    deaths: int = 0
     alone: bool = False

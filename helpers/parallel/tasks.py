@@ -1,8 +1,9 @@
 """Independent tasks on Dask workers: results as they come, each of them once.
 
-Dask places tasks, watches workers and runs again what a dead one had. Added here is what a search
-needs besides: data that is placed once, batches for short tasks, tasks that fail or hang, and a
-next task that depends on results (`helpers.parallel.search`).
+Every worker has a runner (`helpers.parallel.runners`), which holds the function and the data. The
+client keeps the book (`helpers.parallel.ledger`): it sends batches of tasks to the runners, counts
+each result once, and gives to others what a dead or hanging worker had. The next task of a search
+depends on results (`helpers.parallel.search`).
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ from __future__ import annotations
 import os
 import queue
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 import cloudpickle
 
 from helpers.parallel.ledger import Done, Ledger
+from helpers.parallel.runners import Line
 from helpers.parallel.search import Job, as_loss
 
-AHEAD = 3
-"""Batches that are on their way for each worker: one runs, one lies ready, one waits its turn."""
-LOOK_SECONDS = 0.5
-"""How often lost data and hanging tasks are looked for, at least."""
+AHEAD = 2
+"""Batches that are on their way for each worker: one runs, one lies ready."""
+LOOK_SECONDS = 1.0
+"""How often new, lost and hanging workers are looked for, at least."""
+WAIT_SECONDS = 60.0
+"""How long a search waits for a worker when it has none."""
+STARTS = 3
+"""How many runners may fail to start, one after the other."""
+ANSWER_SECONDS = 1.0
+"""How long a worker that may hang has to say what it does."""
 
 
 class Result(NamedTuple):
@@ -73,7 +80,7 @@ def run_tasks(
     priorities : iterable of float, optional
         One an item; a higher one starts before a lower one.
     batch : int or "guided"
-        How many items are one task for Dask; "guided": many at first, then fewer and fewer.
+        How many items are one message; "guided": many at first, then fewer and fewer.
     retries : int
         How often an item may fail and is tried again.
     limit : float, optional
@@ -85,12 +92,15 @@ def run_tasks(
     Yields
     ------
     Done
-        One for each item. Whoever stops before the end calls off what has not begun.
+        One for each item. Whoever stops before the end calls off what has not begun. A worker
+        runs one item at a time, however many threads it has.
 
     Raises
     ------
     ValueError
         A number is impossible.
+    RuntimeError
+        There is no worker, or none can load the function and the data.
 
     Examples
     --------
@@ -135,7 +145,7 @@ def run_search(
     Raises
     ------
     RuntimeError
-        The search waits for a result although nothing runs.
+        The search waits for a result although nothing runs; or as for `run_tasks`.
 
     Examples
     --------
@@ -179,29 +189,32 @@ class _Asked:
 
 
 class _Workers:
-    """Batches of a ledger on Dask workers."""
+    """Batches of a ledger on the runners of Dask workers."""
 
     def __init__(self, client, function, shared, batch, retries, limit, ahead):
         if limit is not None and not limit > 0:
             raise ValueError(f"limit is {limit}: give seconds above 0, or None.")
         if not ahead >= 1:
             raise ValueError(f"ahead is {ahead}: give a whole number from 1 on.")
-        self.client, self.function, self.limit, self.ahead = client, function, limit, ahead
+        self.client, self.limit, self.ahead = client, limit, ahead
+        self.function = cloudpickle.dumps(function)
         self.ledger = Ledger(retries, batch)
         self.shared, self.placed = shared, None
-        self.futures = {}  # ticket -> future
-        self.ended = queue.SimpleQueue()  # tickets of futures that are over, in any way
-        self.name, self.looked = f"task-{uuid.uuid4().hex}", time.monotonic()
+        self.lines: dict[str, Line] = {}  # by the address of the worker
+        self.hanging = set()  # addresses of workers that were given up
+        self.inbox = queue.SimpleQueue()
+        self.looked = self.served = time.monotonic()
+        self.failed_starts = 0
 
     def __enter__(self):
-        self._count_workers()
         self._place()
+        self._look_after()
         return self
 
     def __exit__(self, *exc_info):
-        if self.futures:
-            self.client.cancel(list(self.futures.values()), force=True)
-        self.futures.clear()
+        for line in self.lines.values():
+            line.leave()
+        self.lines.clear()
         self.placed = None
 
     def results(self) -> Iterator[Done]:
@@ -211,145 +224,162 @@ class _Workers:
 
     def places(self) -> int:
         """How many batches may be on their way."""
-        return self.ahead * self.workers
+        return self.ahead * max(1, len(self.lines))
 
     def wait(self) -> list[Done]:
         """Deal out what waits, then wait until something has come; maybe nothing of use."""
         self._deal_out()
+        self._even_out()
         look = LOOK_SECONDS if self.limit is None else min(LOOK_SECONDS, self.limit / 4)
-        tickets = self._tickets(look)
-        over = self._collect(tickets) if tickets else []
+        over = [done for message in self._messages(look) for done in self._take(message)]
         if time.monotonic() - self.looked > look:
             over += self._look_after()
             self.looked = time.monotonic()
         return over
 
-    def _count_workers(self):
-        in_use = getattr(self.client, "in_use", None)
-        self.workers = max(1, len(in_use or self.client.nthreads()))
+    # ------------------------------------------------------------ batches
+
+    def _deal_out(self):
+        """Give to whoever has least on its way, as long as there is room."""
+        ready = [line for line in self.lines.values() if line.runner is not None]
+        while ready and self.ledger.waiting:
+            line = min(ready, key=attrgetter("load"))
+            if line.load >= self.ahead:
+                return
+            line.send(*self.ledger.take(len(self.lines)))
+
+    def _even_out(self):
+        """Nothing waits: whoever is idle shall have what lies ready elsewhere."""
+        idle = sum(line.runner is not None and not line.load for line in self.lines.values())
+        if not idle or self.ledger.waiting:
+            return
+        late = time.monotonic() - LOOK_SECONDS  # may wait behind work that is not ours
+        full = [
+            line
+            for line in self.lines.values()
+            if len(line.tickets) > 1 or (line.tickets and line.since < late)
+        ]
+        for line in sorted(full, key=attrgetter("load"), reverse=True)[:idle]:
+            line.call_off(line.tickets[-1])
+
+    def _messages(self, seconds):
+        """What has come, waiting for the first so long."""
+        messages, wait = [], {"timeout": seconds}
+        while True:
+            try:
+                messages.append(self.inbox.get(**wait))
+            except queue.Empty:
+                return messages
+            wait = {"block": False}
+
+    def _take(self, message):
+        """Act on a message; returns the tasks now over."""
+        line, what, ticket, answer, moment = message
+        if line not in self.lines.values():
+            return []  # of a worker that was given up
+        if what == "failed":
+            if line.runner is None:
+                self._count_failed_start(answer)
+            return self._lose(line, answer)
+        if what == "ready":
+            line.runner, self.failed_starts = answer, 0
+        elif what == "run" and line.done(ticket, moment):
+            if answer is not None:
+                return self.ledger.settle(ticket, map(_unpacked, answer))
+            self.ledger.give_back(ticket)  # it was called off, and this came first
+        elif what == "call off" and answer and ticket in line.tickets:
+            line.is_off(ticket)
+            self.ledger.give_back(ticket)
+        return []
+
+    # ------------------------------------------------------------ workers
 
     def _place(self):
         if self.shared is not None:
             # In a list: of a tuple Dask would make one future for each of its parts.
             [self.placed] = self.client.scatter([self.shared], broadcast=True, hash=False)
 
-    def _deal_out(self):
-        if not self.ledger.waiting:
-            return
-        while len(self.futures) < self.places() and (batch := self.ledger.take(self.workers)):
-            ticket, arguments = batch
-            # All keys have one stem: to Dask they are a group, which it queues and never stacks up
-            # on one worker.
-            future = self.client.submit(
-                _call, self.function, arguments, self.placed, key=(self.name, ticket)
-            )
-            self.futures[ticket] = future
-            future.add_done_callback(lambda _, ticket=ticket: self.ended.put(ticket))
-
-    def _tickets(self, seconds):
-        """Tickets of what has ended, waiting for the first so long."""
-        try:
-            found = [self.ended.get(timeout=seconds)]
-        except queue.Empty:
-            return []
-        while True:
-            try:
-                found.append(self.ended.get_nowait())
-            except queue.Empty:
-                return [ticket for ticket in dict.fromkeys(found) if ticket in self.futures]
-
-    def _collect(self, tickets):
-        """Fetch results at once: no later death of a worker can take them."""
-        futures = {ticket: self.futures.pop(ticket) for ticket in tickets}
-        good = {t: future for t, future in futures.items() if future.status == "finished"}
-        values = self.client.gather(good, errors="skip") if good else {}
-        over = []
-        for ticket, future in futures.items():
-            if values.get(ticket) is not None:
-                over += self.ledger.settle(ticket, map(_unpacked, values[ticket]))
-            elif future.status == "error":  # its workers died, again and again
-                over += self.ledger.blame(ticket, _words(future.exception()))
-            else:
-                self.ledger.give_back(ticket)
-        return over
-
     def _look_after(self):
-        """Count the workers, and find what was lost with one of them, and what hangs."""
-        self._count_workers()
+        """Give up workers that are gone or hang, and take on new ones; returns the tasks over."""
         if self.placed is not None and self.placed.status in ("lost", "cancelled"):
             self._place()
-            for ticket in list(self.futures):
-                self._drop(ticket)
-                self.ledger.give_back(ticket)
-        lost = [t for t, f in self.futures.items() if f.status in ("lost", "cancelled")]
-        for ticket in lost:
-            self._drop(ticket)
-            self.ledger.give_back(ticket)
-        return self._end_what_hangs() if self.limit is not None else []
-
-    def _drop(self, ticket):
-        self.client.cancel([self.futures.pop(ticket)], force=True)
-
-    def _end_what_hangs(self):
-        limits = {
-            future.key: self.limit * len(self.ledger.running[ticket])
-            for ticket, future in self.futures.items()
-        }
-        found = self.client.run(_overdue, limits, on_error="ignore")
-        hanging = {worker: keys for worker, keys in found.items() if keys}
+        there = self._workers_there()
         over = []
-        for key in [key for keys in hanging.values() for key in keys]:
-            ticket = next((t for t, future in self.futures.items() if future.key == key), None)
-            if ticket is not None:
-                self._drop(ticket)
-                words = f"it took longer than {self.limit:g} s"
-                over += self.ledger.blame(ticket, words)
-        if watched := [worker for worker in hanging if self._is_watched(worker)]:
-            # A thread cannot be stopped from outside: its process has to go.
-            self.client.run(_leave, workers=watched, on_error="ignore")
+        for line in list(self.lines.values()):
+            if line.worker not in there:
+                over += self._lose(line, "the worker is gone")
+            elif self.limit is not None and line.tickets:
+                over += self._end_if_it_hangs(line)
+        for worker in there - set(self.lines):
+            self.lines[worker] = Line(self.client, worker, self.function, self.placed, self.inbox)
+        self._check_that_there_is_one()
         return over
 
-    def _is_watched(self, worker):
-        """Whether a nanny will start this worker anew; without one it is left busy for ever."""
-        known = self.client.scheduler_info(n_workers=-1)["workers"].get(worker, {})
-        return bool(known.get("nanny"))
+    def _workers_there(self):
+        """Addresses of the workers that may be used."""
+        there = set(self.client.nthreads())
+        return (there & set(getattr(self.client, "in_use", None) or there) or there) - self.hanging
 
+    def _check_that_there_is_one(self):
+        now = time.monotonic()
+        if self.lines:
+            self.served = now
+        elif now - self.served > WAIT_SECONDS:
+            raise RuntimeError(
+                f"No worker has come for {WAIT_SECONDS:.0f} s: start workers, or open the cluster "
+                "anew, and run the search again."
+            )
 
-def _call(function, batch, shared):
-    """Run a batch on a worker: (pickled value, error, seconds) of each task."""
-    outcomes = []
-    for arguments in batch:
-        start = time.perf_counter()
+    def _count_failed_start(self, words):
+        self.failed_starts += 1
+        if self.failed_starts >= STARTS:
+            raise RuntimeError(f"Workers cannot load the function or the data of tasks: {words}")
+
+    def _lose(self, line, words):
+        """The worker of a line is gone, or cannot be used."""
+        del self.lines[line.worker]
+        tickets = line.leave()
+        for ticket in tickets[1:]:
+            self.ledger.give_back(ticket)
+        # Only the first can have run, so only the first may be to blame.
+        return self.ledger.lose(tickets[0], words) if tickets else []
+
+    def _end_if_it_hangs(self, line):
+        def longest(ticket):
+            return self.limit * len(self.ledger.running[ticket])
+
+        if time.monotonic() - line.since <= longest(line.tickets[0]):
+            return []
         try:
-            value = function(*arguments) if shared is None else function(*arguments, shared)
-            # Here, where it can fail for this task alone.
-            value, error = cloudpickle.dumps(value), None
-        except Exception as failure:
-            value, error = None, _words(failure)
-        outcomes.append((value, error, time.perf_counter() - start))
-    return outcomes
+            ticket, seconds = line.running(ANSWER_SECONDS)
+        except Exception:  # the worker does not even answer
+            ticket, seconds = line.tickets[0], float("inf")
+        if ticket not in line.tickets or seconds <= longest(ticket):
+            return []
+        self.hanging.add(line.worker)
+        del self.lines[line.worker]
+        for other in line.leave():
+            if other != ticket:
+                self.ledger.give_back(other)
+        self.client.loop.add_callback(_start_anew, self.client, line.worker)
+        return self.ledger.blame(ticket, f"it took longer than {self.limit:g} s")
+
+
+async def _start_anew(client, worker):
+    """End the process of a worker, whose nanny then starts another one.
+
+    A thread cannot be stopped from outside. Without a nanny the worker is left busy for ever.
+    """
+    known = (await client.scheduler.identity(n_workers=-1))["workers"].get(worker, {})
+    if known.get("nanny"):
+        await client.run(_exit, workers=[worker], on_error="ignore")
+
+
+def _exit():
+    """End this worker's process at once."""
+    os._exit(1)
 
 
 def _unpacked(outcome):
     value, error, seconds = outcome
     return value if value is None else cloudpickle.loads(value), error, seconds
-
-
-def _words(error):
-    """The last line of a traceback: an error itself may not survive the way to the client."""
-    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-
-
-def _leave():
-    """End this worker's process at once."""
-    os._exit(1)
-
-
-def _overdue(limits, dask_worker):
-    """The keys, among those with a limit, that run on this worker for longer than it."""
-    now = time.time()
-    return [
-        task.key
-        for task in dask_worker.state.executing
-        if task.key in limits and task.start_time and now - task.start_time > limits[task.key]
-    ]

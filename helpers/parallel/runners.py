@@ -1,0 +1,208 @@
+"""Runners: on each Dask worker an actor that calls one function, again and again.
+
+A plain Dask task passes through the scheduler five times: it is placed, sent, reported, fetched and
+forgotten. That takes 4 to 5 ms of processor time, on the cores that also work. The function and
+the data of a search stay the same, so each worker gets them once, in an actor; then a batch of
+calls is one message to it, and the results are the answer.
+
+An actor runs its plain methods on a thread of its own, one after the other, in the order in which
+they came; its coroutines run at once, also while a call goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+
+import cloudpickle
+
+LEAVE_SECONDS = 2
+"""How long a runner may take to answer that it has been called off."""
+
+
+class Runner:
+    """An actor: a function, what its calls share, and the calls that go on or wait.
+
+    Parameters
+    ----------
+    function : bytes
+        Pickled: ``function(*arguments)``, or ``function(*arguments, shared)`` if something is
+        shared.
+    shared : object or None
+    """
+
+    def __init__(self, function: bytes, shared=None):
+        self.function, self.shared = cloudpickle.loads(function), shared
+        self._fates = {}  # ticket -> "begun" or "called off": whoever is first decides
+        self._running = None  # ticket, and when it began
+
+    def run(self, ticket: int, batch: Sequence[bytes]) -> list[tuple] | None:
+        """``(pickled value, error, seconds)`` of each call; None if the batch was called off.
+
+        Parameters
+        ----------
+        ticket : int
+        batch : sequence of bytes
+            The arguments of each call, pickled.
+        """
+        if self._fates.setdefault(ticket, "begun") == "called off":
+            return None
+        self._running = ticket, time.monotonic()
+        try:
+            return [self._call(arguments) for arguments in batch]
+        finally:
+            self._running = None
+
+    async def call_off(self, ticket: int) -> bool:
+        """Whether the batch had not begun; then it never will."""
+        return self._fates.setdefault(ticket, "called off") == "called off"
+
+    async def running(self) -> tuple[int | None, float]:
+        """The ticket of the batch that runs, and for how many seconds."""
+        ticket, since = self._running or (None, time.monotonic())
+        return ticket, time.monotonic() - since
+
+    def _call(self, arguments):
+        start = time.perf_counter()
+        try:
+            arguments = cloudpickle.loads(arguments)
+            if self.shared is not None:
+                arguments = *arguments, self.shared
+            # Pickled here, where it can fail for this call alone.
+            value, error = cloudpickle.dumps(self.function(*arguments)), None
+        except Exception as failure:
+            value, error = None, words_of(failure)
+        return value, error, time.perf_counter() - start
+
+
+def words_of(error: BaseException) -> str:
+    """The last line of a traceback: an error itself may not survive the way to the client."""
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+
+
+class Line:
+    """The runner of a worker, seen from the client: the batches on their way to it, in order.
+
+    Answers go into a queue, as ``(line, what, ticket, answer, moment)``. `what` is "ready" (the
+    answer is the runner), "run" or "call off" (what the runner's method gave), or "failed" (words).
+
+    Parameters
+    ----------
+    client : distributed.Client
+    worker : str
+        The address of the worker.
+    function, placed
+        For the `Runner`; `placed` is a future or None.
+    inbox : queue.SimpleQueue
+
+    Attributes
+    ----------
+    runner : Runner or None
+        None until the runner is ready; whoever takes the answer sets it.
+    tickets : list of int
+        The batches on their way, the oldest first.
+    since : float
+        When the oldest got its turn.
+    """
+
+    def __init__(self, client, worker: str, function: bytes, placed, inbox):
+        self.client, self.worker, self.inbox = client, worker, inbox
+        self.runner, self.tickets, self.since = None, [], time.monotonic()
+        self._asked = set()  # tickets that were to be called off
+        self._off = set()  # those that were, as long as the runner has them
+        self._future = client.submit(
+            Runner, function, placed, actor=True, workers=[worker], key=f"runner-{uuid.uuid4().hex}"
+        )
+        self._post("ready", None, self._start)
+
+    def send(self, ticket: int, batch: Sequence[Sequence]) -> None:
+        """Send the arguments of each call of a batch.
+
+        Raises
+        ------
+        Exception
+            They cannot be pickled.
+        """
+        pickled = [cloudpickle.dumps(arguments) for arguments in batch]
+        if not self.tickets:
+            self.since = time.monotonic()
+        self.tickets.append(ticket)
+        self._post("run", ticket, lambda: self.runner.run(ticket, pickled))
+
+    def done(self, ticket: int, moment: float) -> bool:
+        """A batch has come back, and the next one has its turn; False if it was called off."""
+        self._off.discard(ticket)
+        if ticket not in self.tickets:
+            return False
+        self.tickets.remove(ticket)
+        self.since = moment
+        return True
+
+    def call_off(self, ticket: int) -> None:
+        """Ask for a batch back, if it has not begun. A second time nothing is asked."""
+        if ticket not in self._asked:
+            self._asked.add(ticket)
+            self._post("call off", ticket, lambda: self.runner.call_off(ticket))
+
+    def is_off(self, ticket: int) -> None:
+        """The runner will not run a batch, but has it until those before it are over."""
+        self.tickets.remove(ticket)
+        self._off.add(ticket)
+
+    @property
+    def load(self) -> int:
+        """How many batches the runner has."""
+        return len(self.tickets) + len(self._off)
+
+    def running(self, seconds: float) -> tuple[int | None, float]:
+        """What runs, and for how long.
+
+        Raises
+        ------
+        Exception
+            The worker is gone, or does not answer within so many seconds.
+        """
+        return self.runner.running().result(timeout=seconds)
+
+    def leave(self) -> list[int]:
+        """Call off what has not begun, let the runner go, and return the tickets. Waits for nobody.
+
+        What comes from this line afterwards is not to be counted.
+        """
+        tickets, self.tickets = self.tickets, []
+        self.client.loop.add_callback(_leave, self.client, self.runner, tickets, self._future)
+        return tickets
+
+    def _post(self, what, ticket, call):
+        self.client.loop.add_callback(self._answer, what, ticket, call)
+
+    async def _answer(self, what, ticket, call):
+        try:
+            answer = await call()
+        except (Exception, asyncio.CancelledError) as error:
+            what, answer = "failed", words_of(error)
+        self.inbox.put((self, what, ticket, answer, time.monotonic()))
+
+    async def _start(self):
+        with self.client.as_current():  # an actor talks through the client that is current
+            return await self._future
+
+
+async def _leave(client, runner, tickets, future):
+    if runner is not None and tickets:
+        calls = [asyncio.ensure_future(_quietly(runner.call_off(ticket))) for ticket in tickets]
+        await asyncio.wait(calls, timeout=LEAVE_SECONDS)
+    # Only now: without the actor nobody could answer.
+    await _quietly(client.cancel([future], force=True))
+
+
+async def _quietly(answer):
+    """The worker, or the whole cluster, may be gone."""
+    try:
+        await answer
+    except (Exception, asyncio.CancelledError) as error:
+        logging.getLogger(__name__).debug("while leaving: %r", error)
