@@ -44,9 +44,14 @@ KEPT = {
 """For the C library of workers, bytes: how much of what was freed it keeps, and from which size on
 an array is taken from the system, and given back at once."""
 
-CALM = {"distributed.worker.profile.interval": "100ms", "distributed.admin.tick.interval": "500ms"}
-"""How often a worker looks at its own stack, and each process at its own event loop. Dask's 10 and
-20 ms take a fiftieth of every core from the work (measured)."""
+CALM = {
+    "distributed.worker.profile.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+"""How often a worker looks at its own stack and memory, and each process at its own event loop and
+machine. Dask's 10, 100, 20 and 500 ms take a fortieth of every core from the work (measured)."""
 
 CONNECT_SECONDS = 6
 START_SECONDS = 60

@@ -457,13 +457,14 @@ def test_workers_keep_freed_memory_for_the_next_array():
 
 
 def test_workers_look_at_themselves_less_often_than_dask_has_them_do():
-    """Else a fiftieth of every core is lost to it (see `CALM`)."""
+    """Else a fortieth of every core is lost to it (see `CALM`)."""
 
     def every(dask_worker):
         calls = dask_worker.periodic_callbacks
-        return {name: calls[name].callback_time for name in ("profile", "tick")}
+        return {name: calls[name].callback_time for name in ("profile", "tick", "monitor")}
 
     before = dask.config.get("distributed.admin.tick.interval")
     with open_cluster(workers=1) as cluster:
-        assert list(cluster.client.run(every).values()) == [{"profile": 100, "tick": 500}]
+        expected = {"profile": 1000, "tick": 500, "monitor": 2000}
+        assert list(cluster.client.run(every).values()) == [expected]
     assert dask.config.get("distributed.admin.tick.interval") == before
