@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import as_completed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -472,6 +473,23 @@ def test_an_interrupt_leaves_nothing_running(cluster, tmp_path):
     assert values(run_tasks(cluster.client, square, range(3))) == {0: 0, 1: 1, 2: 4}
     time.sleep(0.2)
     assert not actors(cluster.client)
+
+
+def test_a_call_takes_less_than_half_of_the_processor_time_of_a_dask_task(cluster):
+    def by_dask(n):
+        futures = [cluster.client.submit(square, k, pure=False) for k in range(n)]
+        return [value for _, value in as_completed(futures, with_results=True)]
+
+    def by_runners(n):
+        return list(run_tasks(cluster.client, square, range(n)))
+
+    def seconds(way):  # of all threads of this process: the client and the scheduler
+        start = time.process_time()
+        assert len(way(150)) == 150
+        return time.process_time() - start
+
+    by_dask(20), by_runners(20)
+    assert min(seconds(by_runners) for _ in range(3)) < min(seconds(by_dask) for _ in range(3)) / 2
 
 
 def test_what_lies_ready_behind_a_long_task_goes_to_an_idle_worker(cluster):

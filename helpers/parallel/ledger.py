@@ -149,8 +149,11 @@ class Ledger:
         return []
 
     def lose(self, ticket: int, words: str) -> list[Done]:
-        """A worker died with the batch, maybe because of it. Its tasks are tried alone, after all
-        others; a single one is over when it has lost `DEATHS` workers more."""
+        """A worker died while the batch ran, maybe because of it; returns the tasks now over.
+
+        Its tasks wait again, behind all others, and are tried alone. A task alone that has lost
+        more than `DEATHS` workers is over.
+        """
         numbers = self.running.pop(ticket, ())
         if len(numbers) == 1 and self._tasks[numbers[0]].deaths == DEATHS:
             [number] = numbers

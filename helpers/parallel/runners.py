@@ -1,9 +1,10 @@
 """Runners: on each Dask worker an actor that calls one function, again and again.
 
-A plain Dask task passes through the scheduler five times: it is placed, sent, reported, fetched and
-forgotten. That takes 4 to 5 ms of processor time, on the cores that also work. The function and
-the data of a search stay the same, so each worker gets them once, in an actor; then a batch of
-calls is one message to it, and the results are the answer.
+A plain Dask task passes through the scheduler several times: it is placed, sent, reported, fetched
+and forgotten. That takes processor time, on the cores that also work. The function and the data of
+a search stay the same, so each worker gets them once, in an actor; then a batch of calls is one
+message to it, and the results are the answer: less than half of the processor time of a task
+(guarded in `tests/test_tasks.py`).
 
 An actor runs its plain methods on a thread of its own, one after the other, in the order in which
 they came; its coroutines run at once, also while a call goes on.
