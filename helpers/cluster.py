@@ -46,7 +46,7 @@ an array is taken from the system, and given back at once."""
 
 CALM = {
     "distributed.worker.profile.interval": "1s",
-    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.worker.memory.monitor-interval": "200ms",
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "2s",
 }

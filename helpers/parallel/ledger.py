@@ -7,14 +7,15 @@ twice because somebody thought that they were lost.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from helpers.planner.tasks import batch_size
 
-DEATHS = 3
-"""How many workers may die with a task alone until it counts as the cause, as Dask counts."""
+LOST = 3
+"""How many workers may be lost with a task alone until it counts as the cause; Dask's number."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Done:
     attempts : int
         How often it failed by itself, and once more if it succeeded.
     seconds : float
-        How long the last attempt ran.
+        How long the last attempt ran; 0 if it did not come back.
     """
 
     number: Hashable
@@ -46,7 +47,7 @@ class Ledger:
     """Tasks that wait or run, dealt out in batches.
 
     A batch that is dealt out has a ticket. It is settled with the outcomes of its tasks, given back
-    (it has not begun), lost (its worker died while it ran), or blamed (it did harm).
+    (it has not begun), lost (with its worker), or blamed (one of its tasks did harm).
 
     Parameters
     ----------
@@ -99,10 +100,12 @@ class Ledger:
         Raises
         ------
         ValueError
-            There is a task of this number already.
+            There is a task of this number already, or its priority is no number.
         """
         if number in self._tasks:
             raise ValueError(f"task {number!r} is there already: give each a number of its own.")
+        if math.isnan(priority):
+            raise ValueError(f"task {number!r} has the priority NaN: give a number.")
         self._tasks[number] = _Task(arguments, priority)
         self._wait(number, next(self._order))
 
@@ -122,49 +125,48 @@ class Ledger:
 
     def settle(self, ticket: int, outcomes: Iterable[tuple]) -> list[Done]:
         """Take ``(value, error, seconds)`` of each task of a batch; returns the tasks now over."""
-        over = []
-        for number, (value, error, seconds) in zip(self.running.pop(ticket, ()), outcomes):
-            task = self._tasks[number]
-            task.attempts += 1
-            if error is not None and task.attempts <= self.retries:
-                self._wait(number, next(self._order))
-                continue
-            del self._tasks[number]
-            over.append(Done(number, value, error, task.attempts, seconds))
-        return over
+        pairs = zip(self.running.pop(ticket, ()), outcomes)
+        return [done for number, outcome in pairs for done in self._settle(number, *outcome)]
 
     def give_back(self, ticket: int) -> None:
         """The batch has not begun: its tasks wait again, in front of the others."""
         for number in self.running.pop(ticket, ()):
             self._wait(number, order=-1)
 
-    def blame(self, ticket: int, error: str) -> list[Done]:
-        """Something in the batch did harm. A single task has failed; several are tried alone."""
+    def blame(self, ticket: int, which: int, error: str) -> list[Done]:
+        """One task of the batch did harm: it has failed. The others wait again, in front."""
         numbers = self.running.get(ticket, ())
-        if len(numbers) == 1:
-            return self.settle(ticket, [(None, error, 0.0)])
-        for number in self.running.pop(ticket, ()):
-            self._tasks[number].alone = True
-            self._wait(number, next(self._order))
-        return []
+        guilty = numbers[which : which + 1]
+        self.running[ticket] = [number for number in numbers if number not in guilty]
+        self.give_back(ticket)
+        return [done for number in guilty for done in self._settle(number, None, error, 0.0)]
 
-    def lose(self, ticket: int, words: str) -> list[Done]:
-        """A worker died while the batch ran, maybe because of it; returns the tasks now over.
+    def lose(self, ticket: int, error: str) -> list[Done]:
+        """A worker was lost while the batch ran, maybe because of it; returns the tasks now over.
 
         Its tasks wait again, behind all others, and are tried alone. A task alone that has lost
-        more than `DEATHS` workers is over.
+        more than `LOST` workers is over.
         """
         numbers = self.running.pop(ticket, ())
-        if len(numbers) == 1 and self._tasks[numbers[0]].deaths == DEATHS:
-            [number] = numbers
-            task = self._tasks.pop(number)
-            words = f"{DEATHS + 1} workers died while it ran: {words}"
-            return [Done(number, None, words, task.attempts + 1)]
         for number in numbers:
-            self._tasks[number].deaths += len(numbers) == 1
-            self._tasks[number].alone = True
+            task = self._tasks[number]
+            task.lost += len(numbers) == 1
+            task.alone = True
+            if task.lost > LOST:
+                del self._tasks[number]
+                error = f"it was lost with {task.lost} workers: {error}"
+                return [Done(number, None, error, task.attempts + 1)]
             self._wait(number, next(self._order))
         return []
+
+    def _settle(self, number, value, error, seconds):
+        task = self._tasks[number]
+        task.attempts += 1
+        if error is not None and task.attempts <= self.retries:
+            self._wait(number, next(self._order))
+            return []
+        del self._tasks[number]
+        return [Done(number, value, error, task.attempts, seconds)]
 
     def _wait(self, number, order):
         heapq.heappush(
@@ -183,5 +185,5 @@ class _Task:
     arguments: Sequence
     priority: float
     attempts: int = 0
-    deaths: int = 0
+    lost: int = 0
     alone: bool = False

@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 import uuid
 from collections.abc import Sequence
 
 import cloudpickle
+from distributed.client import _current_client
 
 LEAVE_SECONDS = 2
 """How long a runner may take to answer that it has been called off."""
@@ -39,7 +39,7 @@ class Runner:
     def __init__(self, function: bytes, shared=None):
         self.function, self.shared = cloudpickle.loads(function), shared
         self._fates = {}  # ticket -> "begun" or "called off": whoever is first decides
-        self._running = None  # ticket, and when it began
+        self._running = None  # ticket, which call of it, and when that began
 
     def run(self, ticket: int, batch: Sequence[bytes]) -> list[tuple] | None:
         """``(pickled value, error, seconds)`` of each call; None if the batch was called off.
@@ -50,11 +50,10 @@ class Runner:
         batch : sequence of bytes
             The arguments of each call, pickled.
         """
-        if self._fates.setdefault(ticket, "begun") == "called off":
-            return None
-        self._running = ticket, time.monotonic()
         try:
-            return [self._call(arguments) for arguments in batch]
+            if self._fates.setdefault(ticket, "begun") == "called off":
+                return None
+            return [self._call(ticket, k, arguments) for k, arguments in enumerate(batch)]
         finally:
             self._running = None
 
@@ -62,27 +61,34 @@ class Runner:
         """Whether the batch had not begun; then it never will."""
         return self._fates.setdefault(ticket, "called off") == "called off"
 
-    async def running(self) -> tuple[int | None, float]:
-        """The ticket of the batch that runs, and for how many seconds."""
-        ticket, since = self._running or (None, time.monotonic())
-        return ticket, time.monotonic() - since
+    async def running(self) -> tuple[int, int, float] | None:
+        """Which batch runs, which of its calls, and for how many seconds; None if none does."""
+        running = self._running
+        return running and (*running[:2], time.monotonic() - running[2])
 
-    def _call(self, arguments):
-        start = time.perf_counter()
+    def _call(self, ticket, k, arguments):
+        self._running, start = (ticket, k, time.monotonic()), time.perf_counter()
         try:
             arguments = cloudpickle.loads(arguments)
             if self.shared is not None:
                 arguments = *arguments, self.shared
             # Pickled here, where it can fail for this call alone.
             value, error = cloudpickle.dumps(self.function(*arguments)), None
-        except Exception as failure:
+        except BaseException as failure:  # also a SystemExit, which would end the worker's loop
             value, error = None, words_of(failure)
         return value, error, time.perf_counter() - start
 
 
 def words_of(error: BaseException) -> str:
-    """The last line of a traceback: an error itself may not survive the way to the client."""
-    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    """What went wrong, on one line: an error itself may not survive the way to the client.
+
+    Examples
+    --------
+    >>> words_of(ValueError("no\\n  good")), words_of(SystemExit())
+    ('ValueError: no good', 'SystemExit')
+    """
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class Line:
@@ -120,19 +126,22 @@ class Line:
         )
         self._post("ready", None, self._start)
 
-    def send(self, ticket: int, batch: Sequence[Sequence]) -> None:
-        """Send the arguments of each call of a batch.
+    @property
+    def load(self) -> int:
+        """How many batches the runner has."""
+        return len(self.tickets) + len(self._off)
 
-        Raises
-        ------
-        Exception
-            They cannot be pickled.
-        """
-        pickled = [cloudpickle.dumps(arguments) for arguments in batch]
+    @property
+    def may_be_asked(self) -> bool:
+        """Whether its last batch has not been asked for."""
+        return bool(self.tickets) and self.tickets[-1] not in self._asked
+
+    def send(self, ticket: int, batch: Sequence[bytes]) -> None:
+        """Send the pickled arguments of each call of a batch."""
         if not self.tickets:
             self.since = time.monotonic()
         self.tickets.append(ticket)
-        self._post("run", ticket, lambda: self.runner.run(ticket, pickled))
+        self._post("run", ticket, lambda: self.runner.run(ticket, batch))
 
     def done(self, ticket: int, moment: float) -> bool:
         """A batch has come back, and the next one has its turn; False if it was called off."""
@@ -143,24 +152,19 @@ class Line:
         self.since = moment
         return True
 
-    def call_off(self, ticket: int) -> None:
-        """Ask for a batch back, if it has not begun. A second time nothing is asked."""
-        if ticket not in self._asked:
-            self._asked.add(ticket)
-            self._post("call off", ticket, lambda: self.runner.call_off(ticket))
+    def call_off_last(self) -> None:
+        """Ask for the last batch back, if it has not begun."""
+        ticket = self.tickets[-1]
+        self._asked.add(ticket)
+        self._post("call off", ticket, lambda: self.runner.call_off(ticket))
 
     def is_off(self, ticket: int) -> None:
         """The runner will not run a batch, but has it until those before it are over."""
         self.tickets.remove(ticket)
         self._off.add(ticket)
 
-    @property
-    def load(self) -> int:
-        """How many batches the runner has."""
-        return len(self.tickets) + len(self._off)
-
-    def running(self, seconds: float) -> tuple[int | None, float]:
-        """What runs, and for how long.
+    def running(self, seconds: float) -> tuple[int, int, float] | None:
+        """What `Runner.running` says.
 
         Raises
         ------
@@ -189,8 +193,10 @@ class Line:
         self.inbox.put((self, what, ticket, answer, time.monotonic()))
 
     async def _start(self):
-        with self.client.as_current():  # an actor talks through the client that is current
-            return await self._future
+        # An actor talks through the client that is current where it arrives. Set here, and not by
+        # `Client.as_current`, which also changes the settings of the whole process.
+        _current_client.set(self.client)
+        return await self._future
 
 
 async def _leave(client, runner, tickets, future):

@@ -8,18 +8,19 @@ depends on results (`helpers.parallel.search`).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
 from operator import attrgetter
 from typing import NamedTuple
 
 import cloudpickle
 
 from helpers.parallel.ledger import Done, Ledger
-from helpers.parallel.runners import Line
+from helpers.parallel.runners import Line, words_of
 from helpers.parallel.search import Job, as_loss
 
 AHEAD = 2
@@ -27,7 +28,7 @@ AHEAD = 2
 LOOK_SECONDS = 1.0
 """How often new, lost and hanging workers are looked for, at least."""
 WAIT_SECONDS = 60.0
-"""How long a search waits for a worker when it has none."""
+"""How long a search waits for workers when it has none."""
 STARTS = 3
 """How many runners may fail to start, one after the other."""
 ANSWER_SECONDS = 1.0
@@ -84,8 +85,8 @@ def run_tasks(
     retries : int
         How often an item may fail and is tried again.
     limit : float, optional
-        Seconds after which an item counts as hanging: its worker is started anew, and the item has
-        failed once. Default: never.
+        Seconds after which an item counts as hanging: it has failed once, and its worker is given
+        up; one of our own is started anew. Default: never.
     ahead : int
         Batches that are on their way for each worker.
 
@@ -93,12 +94,13 @@ def run_tasks(
     ------
     Done
         One for each item. Whoever stops before the end calls off what has not begun. A worker
-        runs one item at a time, however many threads it has.
+        runs one item at a time, however many threads it has. New batches are sent when the next
+        result is asked for.
 
     Raises
     ------
     ValueError
-        A number is impossible.
+        A number is impossible, or there is not one priority an item.
     RuntimeError
         There is no worker, or none can load the function and the data.
 
@@ -108,8 +110,12 @@ def run_tasks(
     ...     print(done.number, done.value)
     """
     with _Workers(client, function, shared, batch, retries, limit, ahead) as workers:
-        for number, (item, priority) in enumerate(zip(items, priorities or repeat(0))):
-            workers.ledger.add(number, (item,), priority)
+        items = list(items)
+        priorities = [0] * len(items) if priorities is None else list(priorities)
+        if len(priorities) != len(items):
+            raise ValueError(f"{len(items)} items have {len(priorities)} priorities: give as many.")
+        for number, (item, priority) in enumerate(zip(items, priorities)):
+            workers.add(number, (item,), priority)
         yield from workers.results()
 
 
@@ -157,7 +163,7 @@ def run_search(
         while True:
             while len(workers.ledger) < workers.places() and (job := asked.next()) is not None:
                 jobs[job.trial, job.budget] = job
-                workers.ledger.add((job.trial, job.budget), (job.config, job.budget))
+                workers.add((job.trial, job.budget), (job.config, job.budget))
             if not len(workers.ledger):
                 if asked.ended:
                     return
@@ -194,7 +200,7 @@ class _Workers:
     def __init__(self, client, function, shared, batch, retries, limit, ahead):
         if limit is not None and not limit > 0:
             raise ValueError(f"limit is {limit}: give seconds above 0, or None.")
-        if not ahead >= 1:
+        if not (isinstance(ahead, int) and ahead >= 1):
             raise ValueError(f"ahead is {ahead}: give a whole number from 1 on.")
         self.client, self.limit, self.ahead = client, limit, ahead
         self.function = cloudpickle.dumps(function)
@@ -203,12 +209,16 @@ class _Workers:
         self.lines: dict[str, Line] = {}  # by the address of the worker
         self.hanging = set()  # addresses of workers that were given up
         self.inbox = queue.SimpleQueue()
-        self.looked = self.served = time.monotonic()
+        self.looked = time.monotonic()
+        self.alone_since = None  # when the last worker was gone
         self.failed_starts = 0
 
     def __enter__(self):
-        self._place()
-        self._look_after()
+        try:
+            self._look_after()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info):
@@ -216,6 +226,10 @@ class _Workers:
             line.leave()
         self.lines.clear()
         self.placed = None
+
+    def add(self, number, arguments, priority=0):
+        """A new task for the ledger; pickled here, so that nothing has run when it cannot be."""
+        self.ledger.add(number, cloudpickle.dumps(arguments), priority)
 
     def results(self) -> Iterator[Done]:
         """All that come until no task is left."""
@@ -231,7 +245,7 @@ class _Workers:
         self._deal_out()
         self._even_out()
         look = LOOK_SECONDS if self.limit is None else min(LOOK_SECONDS, self.limit / 4)
-        over = [done for message in self._messages(look) for done in self._take(message)]
+        over = self._take_all(look)
         if time.monotonic() - self.looked > look:
             over += self._look_after()
             self.looked = time.monotonic()
@@ -257,28 +271,26 @@ class _Workers:
         full = [
             line
             for line in self.lines.values()
-            if len(line.tickets) > 1 or (line.tickets and line.since < late)
+            if line.may_be_asked and (len(line.tickets) > 1 or line.since < late)
         ]
-        for line in sorted(full, key=attrgetter("load"), reverse=True)[:idle]:
-            line.call_off(line.tickets[-1])
+        for line in sorted(full, key=lambda line: -len(line.tickets))[:idle]:
+            line.call_off_last()
 
-    def _messages(self, seconds):
-        """What has come, waiting for the first so long."""
-        messages, wait = [], {"timeout": seconds}
+    def _take_all(self, seconds):
+        """Act on all messages, waiting for the first so long; returns the tasks now over."""
+        over, wait = [], {"timeout": seconds}
         while True:
             try:
-                messages.append(self.inbox.get(**wait))
+                over += self._take(*self.inbox.get(**wait))
             except queue.Empty:
-                return messages
+                return over
             wait = {"block": False}
 
-    def _take(self, message):
-        """Act on a message; returns the tasks now over."""
-        line, what, ticket, answer, moment = message
-        if line not in self.lines.values():
+    def _take(self, line, what, ticket, answer, moment):
+        if self.lines.get(line.worker) is not line:
             return []  # of a worker that was given up
         if what == "failed":
-            if line.runner is None:
+            if line.runner is None and not self._has_lost_data():
                 self._count_failed_start(answer)
             return self._lose(line, answer)
         if what == "ready":
@@ -294,37 +306,49 @@ class _Workers:
 
     # ------------------------------------------------------------ workers
 
-    def _place(self):
-        if self.shared is not None:
-            # In a list: of a tuple Dask would make one future for each of its parts.
-            [self.placed] = self.client.scatter([self.shared], broadcast=True, hash=False)
-
     def _look_after(self):
         """Give up workers that are gone or hang, and take on new ones; returns the tasks over."""
-        if self.placed is not None and self.placed.status in ("lost", "cancelled"):
-            self._place()
         there = self._workers_there()
-        over = []
+        over = self._take_all(0)  # what came in the meantime
         for line in list(self.lines.values()):
             if line.worker not in there:
                 over += self._lose(line, "the worker is gone")
             elif self.limit is not None and line.tickets:
                 over += self._end_if_it_hangs(line)
-        for worker in there - set(self.lines):
-            self.lines[worker] = Line(self.client, worker, self.function, self.placed, self.inbox)
+        there -= self.hanging
+        if there - set(self.lines) and self._place(there):
+            for worker in there - set(self.lines):
+                line = Line(self.client, worker, self.function, self.placed, self.inbox)
+                self.lines[worker] = line
         self._check_that_there_is_one()
         return over
 
     def _workers_there(self):
         """Addresses of the workers that may be used."""
         there = set(self.client.nthreads())
-        return (there & set(getattr(self.client, "in_use", None) or there) or there) - self.hanging
+        self.hanging &= there  # a new one may have the address of one that hung
+        return there & set(getattr(self.client, "in_use", None) or there) or there
+
+    def _place(self, workers):
+        """Whether the shared data lies with the workers: send it, if need be."""
+        if self.shared is None or (self.placed is not None and not self._has_lost_data()):
+            return True
+        try:
+            # In a list: of a tuple Dask would make one future for each of its parts.
+            [self.placed] = self.client.scatter(
+                [self.shared], workers=list(workers), broadcast=True, hash=False
+            )
+        except (OSError, TimeoutError):  # of a worker that has just died: try again
+            return False
+        return True
+
+    def _has_lost_data(self):
+        return self.placed is not None and self.placed.status in ("lost", "cancelled")
 
     def _check_that_there_is_one(self):
         now = time.monotonic()
-        if self.lines:
-            self.served = now
-        elif now - self.served > WAIT_SECONDS:
+        self.alone_since = None if self.lines else self.alone_since or now
+        if not self.lines and now - self.alone_since > WAIT_SECONDS:
             raise RuntimeError(
                 f"No worker has come for {WAIT_SECONDS:.0f} s: start workers, or open the cluster "
                 "anew, and run the search again."
@@ -341,38 +365,47 @@ class _Workers:
         tickets = line.leave()
         for ticket in tickets[1:]:
             self.ledger.give_back(ticket)
-        # Only the first can have run, so only the first may be to blame.
+        # The first has had its turn, so it may be to blame.
         return self.ledger.lose(tickets[0], words) if tickets else []
 
     def _end_if_it_hangs(self, line):
-        def longest(ticket):
-            return self.limit * len(self.ledger.running[ticket])
-
-        if time.monotonic() - line.since <= longest(line.tickets[0]):
+        waited = time.monotonic() - line.since
+        if waited <= self.limit:
             return []
         try:
-            ticket, seconds = line.running(ANSWER_SECONDS)
+            ticket, which, seconds = line.running(ANSWER_SECONDS) or (None, None, 0)
         except Exception:  # the worker does not even answer
-            ticket, seconds = line.tickets[0], float("inf")
-        if ticket not in line.tickets or seconds <= longest(ticket):
+            ticket, which, seconds = line.tickets[0], None, waited
+        foreign = ticket not in line.tickets and waited > self.limit + LOOK_SECONDS
+        if seconds <= self.limit and not foreign:
             return []
         self.hanging.add(line.worker)
         del self.lines[line.worker]
         for other in line.leave():
             if other != ticket:
                 self.ledger.give_back(other)
-        self.client.loop.add_callback(_start_anew, self.client, line.worker)
-        return self.ledger.blame(ticket, f"it took longer than {self.limit:g} s")
+        if getattr(self.client, "cluster", None) is not None:  # else the worker is not ours
+            self.client.loop.add_callback(_start_anew, self.client, line.worker)
+        words = f"it took longer than {self.limit:g} s"
+        if foreign:  # what an older search has left there
+            return []
+        if which is None and len(self.ledger.running[ticket]) > 1:
+            return self.ledger.lose(ticket, words)
+        return self.ledger.blame(ticket, which or 0, words)
 
 
 async def _start_anew(client, worker):
     """End the process of a worker, whose nanny then starts another one.
 
-    A thread cannot be stopped from outside. Without a nanny the worker is left busy for ever.
+    A thread cannot be stopped from outside. Usually the worker can end itself at once; if it does
+    not even answer, its nanny ends it.
     """
-    known = (await client.scheduler.identity(n_workers=-1))["workers"].get(worker, {})
-    if known.get("nanny"):
-        await client.run(_exit, workers=[worker], on_error="ignore")
+    end = client.run(_exit, workers=[worker], on_error="ignore")
+    with contextlib.suppress(Exception):  # of a worker, or a whole cluster, that is gone
+        try:
+            await asyncio.wait_for(end, ANSWER_SECONDS)
+        except TimeoutError:
+            await client.restart_workers([worker], raise_for_error=False)
 
 
 def _exit():
@@ -382,4 +415,9 @@ def _exit():
 
 def _unpacked(outcome):
     value, error, seconds = outcome
-    return value if value is None else cloudpickle.loads(value), error, seconds
+    if error is None:
+        try:
+            value = cloudpickle.loads(value)
+        except Exception as failure:  # for this task alone
+            value, error = None, words_of(failure)
+    return value, error, seconds
