@@ -267,6 +267,9 @@ class _LocalCluster(Cluster):
 
     def scale(self, workers):
         workers = _checked(workers, max(self.max_workers, self.n_workers), self._why_no_more())
+        if leaving := self.workers[workers:]:
+            # Dask would only close them, with all that lies on them.
+            self.client.retire_workers(leaving, close_workers=False)
         self._local.scale(workers)
         self._wait_for(workers)
 

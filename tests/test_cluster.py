@@ -448,6 +448,18 @@ def test_memory_counts_the_tightest_group_and_gives_back_the_cache(tmp_path):
     assert usable_memory(*files) == 0
 
 
+def test_results_and_data_on_a_worker_that_leaves_are_moved():
+    with open_cluster(workers=2) as cluster:
+        client, homes = cluster.client, cluster.workers
+        data = [client.scatter(k, workers=[home], hash=False) for k, home in enumerate(homes)]
+        results = [client.submit(pow, piece, 2, pure=False) for piece in data]
+        assert set(client.who_has(data).values()) == {(home,) for home in homes}
+        client.gather(results)
+        cluster.scale(1)
+        assert client.gather(data) == [0, 1] and client.gather(results) == [0, 1]
+        assert set(client.who_has(data).values()) == {(homes[0],)}
+
+
 def test_workers_keep_freed_memory_for_the_next_array():
     """Else each larger array is mapped anew, page by page (see `_KeepingNanny`)."""
     with open_cluster(workers=1) as cluster:

@@ -533,6 +533,22 @@ def test_what_lies_ready_behind_a_long_task_goes_to_an_idle_worker(cluster):
     assert time.monotonic() - start < 2.1  # one after the other would be 2.2 s
 
 
+def test_workers_may_join_and_leave_in_the_middle(mortal):
+    def where(_):
+        time.sleep(0.05)
+        return os.getpid()
+
+    running, seen = run_tasks(mortal.client, where, range(120), retries=0), []
+    for workers in (3, 1):
+        seen.append({next(running).value for _ in range(10)})
+        mortal.scale(workers)
+        time.sleep(1.1)  # until somebody looks
+        seen.append({next(running).value for _ in range(30)})
+    rest = list(running)
+    assert len(seen[1]) == 3 and len(rest) == 40 and all(d.error is None for d in rest)
+    assert len({d.value for d in rest}) == 1
+
+
 def test_a_worker_that_is_busy_with_an_older_search_holds_nobody_up(cluster):
     abandoned = run_tasks(cluster.client, nap, [4, 0.01])
     assert next(abandoned).number == 1
