@@ -179,8 +179,8 @@ WRONG = {
     "07.quiz": [
         ({"1": "a", "2": "a", "3": "b", "4": "b", "5": "c"}, "fixed beforehand"),
         ({"1": "b", "2": "a", "3": "b", "4": "b", "5": "c"}, "order of the list"),
-        ({"1": "c", "2": "b", "3": "b", "4": "b", "5": "c"}, "more tasks have more"),
-        ({"1": "c", "2": "c", "3": "b", "4": "b", "5": "c"}, "third worker does not help"),
+        ({"1": "c", "2": "b", "3": "b", "4": "b", "5": "c"}, "three messages, not 250"),
+        ({"1": "c", "2": "c", "3": "b", "4": "b", "5": "c"}, "a batch is a task of Dask"),
         ({"1": "c", "2": "a", "3": "a", "4": "b", "5": "c"}, "not in question"),
         ({"1": "c", "2": "a", "3": "b", "4": "a", "5": "c"}, "the rungs are the same"),
         ({"1": "c", "2": "a", "3": "b", "4": "c", "5": "c"}, "errs a little more"),

@@ -414,8 +414,8 @@ def quiz(answers):
     why = {
         "1a": "blocks are fixed beforehand: the giant's block also has other tasks.",
         "1b": "a queue gets to the giant in the order of the list, maybe at the very end.",
-        "2b": "the overhead is per task, so more tasks have more of it.",
-        "2c": "a third worker does not help: the scheduler's time for each task stays.",
+        "2b": "in batches of 100 there are three messages, not 250.",
+        "2c": "it sees them: a batch is a task of Dask.",
         "3a": "halving trains the survivors longest; the cost is not in question here.",
         "3c": "it is not about the workers: halving is misled on a single one as well.",
         "4a": "the rungs are the same; who waits differs.",
