@@ -30,7 +30,7 @@ from helpers.datasets import load_table
 from helpers.nn import MLP, SGD
 from helpers.parallel.tasks import run_tasks
 
-ROUNDS = 3
+ROUNDS = 5
 WORKERS = 2
 CASES = {
     "10 ms": (0.01, 400, "guided"),
