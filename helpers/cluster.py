@@ -152,7 +152,8 @@ class Cluster:
     def scale(self, workers: int) -> None:
         """Change the number of workers in use, while everything else goes on.
 
-        Results that lie on a worker that leaves are moved to another one first.
+        Results that lie on a worker that leaves are moved to another one first, but not while an
+        actor lives on it: Dask then leaves everything where it is.
         """
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -128,9 +129,6 @@ def test_the_ledger_refuses_what_is_impossible():
         book.add(1, ())
 
 
-EVENTS = ["take", "settle", "fail", "give back", "lose", "blame"]
-
-
 def test_a_task_may_lose_four_workers_and_innocent_ones_of_its_batch_none():
     book = Ledger(retries=0, batch=3)
     for number in range(4):
@@ -147,6 +145,9 @@ def test_a_task_may_lose_four_workers_and_innocent_ones_of_its_batch_none():
         second, _ = book.take(1)
     words = "it was lost with 4 workers: gone"
     assert book.lose(second, "gone") == [Done(1, None, words, 1)]
+
+
+EVENTS = ["take", "settle", "fail", "give back", "lose", "blame"]
 
 
 @settings(max_examples=150, deadline=None)
@@ -196,9 +197,13 @@ class MadeUpRunner:
 
     def __init__(self, client, worker, inner):
         self.client, self.worker, self.inner = client, worker, inner
+        self.hangs = None
 
     async def run(self, ticket, batch):
         fate = next(self.client.fates, "answers")
+        if fate == "hangs":
+            self.hangs = ticket, len(batch) - 1, 1e9
+            await asyncio.Event().wait()
         if fate == "waits":  # until somebody looks after the workers; may be called off
             await self.client.look.wait()
         if fate in ("dies", "is silent", "is late", "data lost"):
@@ -215,6 +220,14 @@ class MadeUpRunner:
 
     async def call_off(self, ticket):
         return await self.inner.call_off(ticket)
+
+    async def leave(self):
+        await self.inner.leave()
+
+    def running(self):
+        if self.hangs:
+            self.client.kill(self.worker)  # it will be started anew
+        return SimpleNamespace(result=lambda timeout: self.hangs)
 
 
 class MadeUpClient:
@@ -274,7 +287,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(ledger, "LOST", 100)
 
 
-FATES = ["answers", "waits", "dies", "is silent", "is late", "data lost"]
+FATES = ["answers", "waits", "dies", "is silent", "is late", "data lost", "hangs"]
 anyhow = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -284,7 +297,9 @@ anyhow = settings(
 @given(st.integers(0, 15), st.lists(st.sampled_from(FATES), max_size=25), st.integers(1, 4))
 def test_no_result_is_lost_or_given_twice_whatever_happens_to_batches(impatient, n, fates, batch):
     with MadeUpClient(fates) as client:
-        done = run_tasks(client, lambda x, y: x + y, range(n), 10, batch=batch, retries=0)
+        add = lambda x, y: x + y  # noqa: E731
+        limit = 1e-3 if "hangs" in fates else None
+        done = run_tasks(client, add, range(n), 10, batch=batch, retries=25, limit=limit)
         assert values(done) == {k: k + 10 for k in range(n)}
 
 
@@ -295,7 +310,8 @@ def test_a_search_finds_the_same_whatever_happens_to_its_jobs(impatient, n, fate
         return (config * 7 % 11) + 1 / budget
 
     with MadeUpClient(fates) as client:
-        found = list(run_search(client, successive_halving(range(n), 1, 9, 3), train, retries=0))
+        search = successive_halving(range(n), 1, 9, 3)
+        found = list(run_search(client, search, train, retries=25, limit=1e-3))
     serial = run_serially(successive_halving(range(n), 1, 9, 3), train)
     assert sorted((r.job, r.loss) for r in found) == sorted(serial)
 
@@ -481,12 +497,12 @@ def nap_and_tell(seconds, folder):
 
 def test_who_stops_early_leaves_nothing_running(cluster, tmp_path):
     naps = [0.01] * 2 + [0.5] * 40
-    for done in run_tasks(cluster.client, nap_and_tell, naps, shared=str(tmp_path)):
+    for done in run_tasks(cluster.client, nap_and_tell, naps, shared=str(tmp_path), ahead=4):
         if done.number == 1:
             break
     begun = len(list(tmp_path.iterdir()))
     time.sleep(1.2)
-    # Two batches run, and two lie ready: these were called off.
+    # Two batches run, and four or more lie ready: these are called off.
     assert len(list(tmp_path.iterdir())) <= begun + 1 and begun <= 4
     assert not actors(cluster.client)
 
@@ -586,6 +602,15 @@ def test_a_limit_holds_for_each_item_and_not_for_its_batch(mortal):
     }
     assert done[4].error == "it took longer than 0.5 s"
     assert [d.error for n, d in done.items() if n != 4] == [None] * 7
+
+
+def test_workers_that_have_no_time_are_told_of(cluster, monkeypatch):
+    monkeypatch.setattr(tasks, "WAIT_SECONDS", 0.5)
+    others = [cluster.client.submit(nap, 4, pure=False, workers=[w]) for w in cluster.workers]
+    time.sleep(0.2)
+    with pytest.warns(UserWarning, match="no worker has had time"):
+        assert values(run_tasks(cluster.client, square, [3])) == {0: 9}
+    cluster.client.gather(others)
 
 
 def test_the_settings_of_dask_are_left_alone(cluster):

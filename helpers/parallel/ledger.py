@@ -31,7 +31,7 @@ class Done:
     error : str or None
         Why it failed.
     attempts : int
-        How often it failed by itself, and once more if it succeeded.
+        How often it was tried; being lost with a worker counts only in the end.
     seconds : float
         How long the last attempt ran; 0 if it did not come back.
     """
@@ -129,7 +129,7 @@ class Ledger:
         return [done for number, outcome in pairs for done in self._settle(number, *outcome)]
 
     def give_back(self, ticket: int) -> None:
-        """The batch has not begun: its tasks wait again, in front of the others."""
+        """The batch has not begun: its tasks wait again, in front of their equals."""
         for number in self.running.pop(ticket, ()):
             self._wait(number, order=-1)
 
@@ -144,7 +144,7 @@ class Ledger:
     def lose(self, ticket: int, error: str) -> list[Done]:
         """A worker was lost while the batch ran, maybe because of it; returns the tasks now over.
 
-        Its tasks wait again, behind all others, and are tried alone. A task alone that has lost
+        Its tasks wait again, behind their equals, and are tried alone. A task alone that has lost
         more than `LOST` workers is over.
         """
         numbers = self.running.pop(ticket, ())

@@ -6,8 +6,8 @@ a search stay the same, so each worker gets them once, in an actor; then a batch
 message to it, and the results are the answer: less than half of the processor time of a task
 (guarded in `tests/test_tasks.py`).
 
-An actor runs its plain methods on a thread of its own, one after the other, in the order in which
-they came; its coroutines run at once, also while a call goes on.
+All actors of a worker share one thread, which runs their plain methods one after the other, in the
+order in which they came. Their coroutines run at once, also while a call goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import cloudpickle
 from distributed.client import _current_client
 
 LEAVE_SECONDS = 2
-"""How long a runner may take to answer that it has been called off."""
+"""How long a runner may take to answer that it begins nothing any more."""
 
 
 class Runner:
@@ -36,10 +36,12 @@ class Runner:
     shared : object or None
     """
 
+    _now = None  # what the thread of all runners does: runner, ticket, which call, since when
+
     def __init__(self, function: bytes, shared=None):
         self.function, self.shared = cloudpickle.loads(function), shared
         self._fates = {}  # ticket -> "begun" or "called off": whoever is first decides
-        self._running = None  # ticket, which call of it, and when that began
+        self._left = False
 
     def run(self, ticket: int, batch: Sequence[bytes]) -> list[tuple] | None:
         """``(pickled value, error, seconds)`` of each call; None if the batch was called off.
@@ -50,24 +52,33 @@ class Runner:
         batch : sequence of bytes
             The arguments of each call, pickled.
         """
+        if self._left or self._fates.setdefault(ticket, "begun") == "called off":
+            return None
         try:
-            if self._fates.setdefault(ticket, "begun") == "called off":
-                return None
             return [self._call(ticket, k, arguments) for k, arguments in enumerate(batch)]
         finally:
-            self._running = None
+            Runner._now = None
 
     async def call_off(self, ticket: int) -> bool:
         """Whether the batch had not begun; then it never will."""
         return self._fates.setdefault(ticket, "called off") == "called off"
 
-    async def running(self) -> tuple[int, int, float] | None:
-        """Which batch runs, which of its calls, and for how many seconds; None if none does."""
-        running = self._running
-        return running and (*running[:2], time.monotonic() - running[2])
+    async def leave(self) -> None:
+        """Begin no batch any more."""
+        self._left = True
 
-    def _call(self, ticket, k, arguments):
-        self._running, start = (ticket, k, time.monotonic()), time.perf_counter()
+    async def running(self) -> tuple[int | None, int, float] | None:
+        """Which batch runs, which of its calls, and for how many seconds; None if none does.
+
+        The ticket is None if the call belongs to a runner that has been left: it is in the way.
+        """
+        runner, ticket, which, since = Runner._now or (None, None, None, None)
+        if runner is None or not (runner is self or runner._left):
+            return None
+        return ticket if runner is self else None, which, time.monotonic() - since
+
+    def _call(self, ticket, which, arguments):
+        Runner._now, start = (self, ticket, which, time.monotonic()), time.perf_counter()
         try:
             arguments = cloudpickle.loads(arguments)
             if self.shared is not None:
@@ -114,10 +125,12 @@ class Line:
         The batches on their way, the oldest first.
     since : float
         When the oldest got its turn.
+    placed : distributed.Future or None
+        As given.
     """
 
     def __init__(self, client, worker: str, function: bytes, placed, inbox):
-        self.client, self.worker, self.inbox = client, worker, inbox
+        self.client, self.worker, self.placed, self.inbox = client, worker, placed, inbox
         self.runner, self.tickets, self.since = None, [], time.monotonic()
         self._asked = set()  # tickets that were to be called off
         self._off = set()  # those that were, as long as the runner has them
@@ -179,7 +192,7 @@ class Line:
         What comes from this line afterwards is not to be counted.
         """
         tickets, self.tickets = self.tickets, []
-        self.client.loop.add_callback(_leave, self.client, self.runner, tickets, self._future)
+        self.client.loop.add_callback(_leave, self.client, self.runner, self._future)
         return tickets
 
     def _post(self, what, ticket, call):
@@ -199,10 +212,9 @@ class Line:
         return await self._future
 
 
-async def _leave(client, runner, tickets, future):
-    if runner is not None and tickets:
-        calls = [asyncio.ensure_future(_quietly(runner.call_off(ticket))) for ticket in tickets]
-        await asyncio.wait(calls, timeout=LEAVE_SECONDS)
+async def _leave(client, runner, future):
+    if runner is not None:
+        await _quietly(asyncio.wait_for(runner.leave(), LEAVE_SECONDS))
     # Only now: without the actor nobody could answer.
     await _quietly(client.cancel([future], force=True))
 

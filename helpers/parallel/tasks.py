@@ -13,6 +13,7 @@ import contextlib
 import os
 import queue
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
@@ -26,7 +27,8 @@ from helpers.parallel.search import Job, as_loss
 AHEAD = 2
 """Batches that are on their way for each worker: one runs, one lies ready."""
 LOOK_SECONDS = 1.0
-"""How often new, lost and hanging workers are looked for, at least."""
+"""How often new, lost and hanging workers are looked for while somebody waits for results; and how
+long a batch may wait for its turn until an idle worker asks for it."""
 WAIT_SECONDS = 60.0
 """How long a search waits for workers when it has none."""
 STARTS = 3
@@ -102,7 +104,9 @@ def run_tasks(
     ValueError
         A number is impossible, or there is not one priority an item.
     RuntimeError
-        There is no worker, or none can load the function and the data.
+        There is no worker, or none can load the function.
+    Exception
+        The function, an item or the shared data cannot be pickled, or the data not be loaded.
 
     Examples
     --------
@@ -142,7 +146,8 @@ def run_search(
     shared, retries, limit
         As for `run_tasks`.
     ahead : int
-        Jobs on their way for each worker. More keep workers busy, with decisions of older results.
+        Jobs on their way for each worker. More keep workers busy, but the search then decides with
+        fewer results.
 
     Yields
     ------
@@ -290,7 +295,7 @@ class _Workers:
         if self.lines.get(line.worker) is not line:
             return []  # of a worker that was given up
         if what == "failed":
-            if line.runner is None and not self._has_lost_data():
+            if line.runner is None and not _is_lost(line.placed):
                 self._count_failed_start(answer)
             return self._lose(line, answer)
         if what == "ready":
@@ -317,7 +322,7 @@ class _Workers:
                 over += self._end_if_it_hangs(line)
         there -= self.hanging
         if there - set(self.lines) and self._place(there):
-            for worker in there - set(self.lines):
+            for worker in sorted(there - set(self.lines)):
                 line = Line(self.client, worker, self.function, self.placed, self.inbox)
                 self.lines[worker] = line
         self._check_that_there_is_one()
@@ -330,29 +335,34 @@ class _Workers:
         return there & set(getattr(self.client, "in_use", None) or there) or there
 
     def _place(self, workers):
-        """Whether the shared data lies with the workers: send it, if need be."""
-        if self.shared is None or (self.placed is not None and not self._has_lost_data()):
+        """Whether the shared data lies with a worker: send it, if need be."""
+        if self.shared is None or (self.placed is not None and not _is_lost(self.placed)):
             return True
         try:
             # In a list: of a tuple Dask would make one future for each of its parts.
-            [self.placed] = self.client.scatter(
-                [self.shared], workers=list(workers), broadcast=True, hash=False
-            )
+            # To one worker: each runner fetches it from a worker that has it.
+            [self.placed] = self.client.scatter([self.shared], workers=list(workers), hash=False)
         except (OSError, TimeoutError):  # of a worker that has just died: try again
             return False
         return True
 
-    def _has_lost_data(self):
-        return self.placed is not None and self.placed.status in ("lost", "cancelled")
-
     def _check_that_there_is_one(self):
+        ready = any(line.runner is not None for line in self.lines.values())
         now = time.monotonic()
-        self.alone_since = None if self.lines else self.alone_since or now
-        if not self.lines and now - self.alone_since > WAIT_SECONDS:
+        self.alone_since = None if ready else self.alone_since or now
+        if ready or now - self.alone_since <= WAIT_SECONDS:
+            return
+        if not self.lines:
             raise RuntimeError(
                 f"No worker has come for {WAIT_SECONDS:.0f} s: start workers, or open the cluster "
                 "anew, and run the search again."
             )
+        warnings.warn(
+            f"For {WAIT_SECONDS:.0f} s no worker has had time for the search: other tasks run on "
+            "all of them. Wait, or stop those.",
+            stacklevel=2,
+        )
+        self.alone_since = now
 
     def _count_failed_start(self, words):
         self.failed_starts += 1
@@ -374,20 +384,21 @@ class _Workers:
             return []
         try:
             ticket, which, seconds = line.running(ANSWER_SECONDS) or (None, None, 0)
-        except Exception:  # the worker does not even answer
+        except TimeoutError:  # something holds all of the worker
             ticket, which, seconds = line.tickets[0], None, waited
-        foreign = ticket not in line.tickets and waited > self.limit + LOOK_SECONDS
-        if seconds <= self.limit and not foreign:
+        except Exception as error:
+            return self._lose(line, words_of(error))
+        if seconds <= self.limit:
             return []
         self.hanging.add(line.worker)
         del self.lines[line.worker]
         for other in line.leave():
             if other != ticket:
                 self.ledger.give_back(other)
-        if getattr(self.client, "cluster", None) is not None:  # else the worker is not ours
+        if getattr(self.client, "cluster", None) is not None:  # else the cluster was joined
             self.client.loop.add_callback(_start_anew, self.client, line.worker)
         words = f"it took longer than {self.limit:g} s"
-        if foreign:  # what an older search has left there
+        if ticket not in self.ledger.running:  # what an older search has left there
             return []
         if which is None and len(self.ledger.running[ticket]) > 1:
             return self.ledger.lose(ticket, words)
@@ -395,22 +406,24 @@ class _Workers:
 
 
 async def _start_anew(client, worker):
-    """End the process of a worker, whose nanny then starts another one.
+    """End the process of a worker that has a nanny, which then starts another one.
 
     A thread cannot be stopped from outside. Usually the worker can end itself at once; if it does
-    not even answer, its nanny ends it.
+    not even answer, its nanny ends it. A worker without a nanny is left busy.
     """
-    end = client.run(_exit, workers=[worker], on_error="ignore")
     with contextlib.suppress(Exception):  # of a worker, or a whole cluster, that is gone
+        known = (await client.scheduler.identity(n_workers=-1))["workers"]
+        if not known[worker]["nanny"]:
+            return
+        end = client.run(os._exit, 1, workers=[worker], on_error="ignore")
         try:
             await asyncio.wait_for(end, ANSWER_SECONDS)
         except TimeoutError:
             await client.restart_workers([worker], raise_for_error=False)
 
 
-def _exit():
-    """End this worker's process at once."""
-    os._exit(1)
+def _is_lost(placed):
+    return placed is not None and placed.status in ("lost", "cancelled")
 
 
 def _unpacked(outcome):
