@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import count
 
@@ -94,7 +94,7 @@ class Ledger:
         """How many tasks wait to be dealt out."""
         return len(self._waiting)
 
-    def add(self, number: Hashable, arguments: Sequence, priority: float = 0) -> None:
+    def add(self, number: Hashable, arguments: object, priority: float = 0) -> None:
         """A new task; one with a higher priority is dealt out first.
 
         Raises
@@ -182,7 +182,7 @@ class Ledger:
 
 @dataclass
 class _Task:
-    arguments: Sequence
+    arguments: object
     priority: float
     attempts: int = 0
     lost: int = 0

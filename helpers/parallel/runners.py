@@ -171,12 +171,12 @@ class Line:
         self._asked.add(ticket)
         self._post("call off", ticket, lambda: self.runner.call_off(ticket))
 
-    def is_off(self, ticket: int) -> None:
-        """The runner will not run a batch, but has it until those before it are over."""
+    def called_off(self, ticket: int) -> None:
+        """A batch was called off in time; the runner has it until those before it are over."""
         self.tickets.remove(ticket)
         self._off.add(ticket)
 
-    def running(self, seconds: float) -> tuple[int, int, float] | None:
+    def running(self, seconds: float) -> tuple[int | None, int, float] | None:
         """What `Runner.running` says.
 
         Raises
@@ -192,7 +192,8 @@ class Line:
         What comes from this line afterwards is not to be counted.
         """
         tickets, self.tickets = self.tickets, []
-        self.client.loop.add_callback(_leave, self.client, self.runner, self._future)
+        to_tell = self.runner if tickets else None
+        self.client.loop.add_callback(_leave, self.client, to_tell, self._future)
         return tickets
 
     def _post(self, what, ticket, call):

@@ -30,7 +30,8 @@ LOOK_SECONDS = 1.0
 """How often new, lost and hanging workers are looked for while somebody waits for results; and how
 long a batch may wait for its turn until an idle worker asks for it."""
 WAIT_SECONDS = 60.0
-"""How long a search waits for workers when it has none."""
+"""How long a search waits for workers: then it gives up if there is none, and warns if none has
+time."""
 STARTS = 3
 """How many runners may fail to start, one after the other."""
 ANSWER_SECONDS = 1.0
@@ -79,7 +80,7 @@ def run_tasks(
     items : iterable
         What the number n of a `Done` counts. The first items start first.
     shared : object, optional
-        Sent to every worker once, however many tasks there are.
+        Comes to every worker once, however many tasks there are.
     priorities : iterable of float, optional
         One an item; a higher one starts before a lower one.
     batch : int or "guided"
@@ -113,13 +114,14 @@ def run_tasks(
     >>> for done in run_tasks(client, train, configs, shared=(X, y)):  # doctest: +SKIP
     ...     print(done.number, done.value)
     """
-    with _Workers(client, function, shared, batch, retries, limit, ahead) as workers:
-        items = list(items)
-        priorities = [0] * len(items) if priorities is None else list(priorities)
-        if len(priorities) != len(items):
-            raise ValueError(f"{len(items)} items have {len(priorities)} priorities: give as many.")
-        for number, (item, priority) in enumerate(zip(items, priorities)):
-            workers.add(number, (item,), priority)
+    items = list(items)
+    priorities = [0] * len(items) if priorities is None else list(priorities)
+    if len(priorities) != len(items):
+        raise ValueError(f"{len(items)} items have {len(priorities)} priorities: give as many.")
+    workers = _Workers(client, function, shared, batch, retries, limit, ahead)
+    for number, (item, priority) in enumerate(zip(items, priorities)):
+        workers.add(number, (item,), priority)
+    with workers:  # only now is anything sent
         yield from workers.results()
 
 
@@ -215,7 +217,7 @@ class _Workers:
         self.hanging = set()  # addresses of workers that were given up
         self.inbox = queue.SimpleQueue()
         self.looked = time.monotonic()
-        self.alone_since = None  # when the last worker was gone
+        self.alone_since = None  # since when no worker is ready
         self.failed_starts = 0
 
     def __enter__(self):
@@ -283,13 +285,12 @@ class _Workers:
 
     def _take_all(self, seconds):
         """Act on all messages, waiting for the first so long; returns the tasks now over."""
-        over, wait = [], {"timeout": seconds}
-        while True:
-            try:
-                over += self._take(*self.inbox.get(**wait))
-            except queue.Empty:
-                return over
-            wait = {"block": False}
+        over = []
+        with contextlib.suppress(queue.Empty):
+            over += self._take(*self.inbox.get(timeout=seconds))
+            while True:
+                over += self._take(*self.inbox.get_nowait())
+        return over
 
     def _take(self, line, what, ticket, answer, moment):
         if self.lines.get(line.worker) is not line:
@@ -305,7 +306,7 @@ class _Workers:
                 return self.ledger.settle(ticket, map(_unpacked, answer))
             self.ledger.give_back(ticket)  # it was called off, and this came first
         elif what == "call off" and answer and ticket in line.tickets:
-            line.is_off(ticket)
+            line.called_off(ticket)
             self.ledger.give_back(ticket)
         return []
 
